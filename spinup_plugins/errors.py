@@ -1,0 +1,44 @@
+"""Errors a user can act on: one line that names the thing, the place and the nearest valid choice."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "ConfigError",
+    "EnvFault",
+    "ModelFileError",
+    "PluginError",
+    "SpinupError",
+    "UnknownNameError",
+    "nearest",
+]
+
+
+class SpinupError(Exception):
+    """Base of every error this package raises on purpose; its text is one line, fit to be shown as it is."""
+
+
+class UnknownNameError(SpinupError, ValueError):
+    """No algorithm, environment, preset or policy goes by this name."""
+
+
+class ConfigError(SpinupError, ValueError):
+    """A configuration key is unknown, or its value has the wrong type or range."""
+
+
+class EnvFault(SpinupError, ValueError):
+    """An environment broke Gymnasium's contract: a NaN, a wrong shape."""
+
+
+class ModelFileError(SpinupError, ValueError):
+    """A model file is missing, truncated, tampered with, or not one of this algorithm's."""
+
+
+class PluginError(SpinupError, RuntimeError):
+    """A third-party algorithm cannot be used: it fails to import, collides, or speaks another API version."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the choice closest to ``name``, or ``""`` when none is close."""
+    matches = get_close_matches(name, list(choices), n=1, cutoff=0.6)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
