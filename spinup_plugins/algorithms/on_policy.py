@@ -1,0 +1,301 @@
+"""What VPG, TRPO and PPO share: collecting rollouts, targets, and one optimiser that steps actor and critic apart."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from math import inf
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor, update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
+from torch.nn import Parameter
+from torch.nn.utils import clip_grad_norm_
+
+from spinup_plugins.algorithms import functional
+from spinup_plugins.algorithms.common import DropIn, choice
+
+__all__ = ["ACTION_SPACES", "SPINNING_UP_POLICY", "OnPolicy", "episode_ends", "flat_actions", "split"]
+
+SelfOnPolicy = TypeVar("SelfOnPolicy", bound="OnPolicy")
+
+ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+#: Spinning Up's networks: torch's default initialisation, log σ = −0.5, Adam with its default ε; (64, 64) tanh is SB3's too
+SPINNING_UP_POLICY: dict[str, Any] = {"ortho_init": False, "log_std_init": -0.5, "optimizer_kwargs": {"eps": 1e-8}}
+
+
+def split(policy_loss: th.Tensor, parameters: Iterable[Parameter]) -> tuple[list[Parameter], list[Parameter]]:
+    """Split ``parameters`` into the actor's, which ``policy_loss`` depends on, and the critic's, all others.
+
+    Found in the graph, so custom policies need no list. What both share (a CNN, say) is the actor's: a critic that moved
+    it would move the policy outside its own update.
+    """
+    parameters = list(parameters)
+    gradients = th.autograd.grad(policy_loss, parameters, retain_graph=True, allow_unused=True)
+    pairs = list(zip(parameters, gradients, strict=True))
+    return [p for p, g in pairs if g is not None], [p for p, g in pairs if g is None]
+
+
+def flat_actions(actions: th.Tensor, action_space: spaces.Space[Any]) -> th.Tensor:
+    """Turn a buffer's float actions into what distributions take: (B,) integers for Discrete, unchanged otherwise."""
+    return actions.long().flatten() if isinstance(action_space, spaces.Discrete) else actions
+
+
+class OnPolicy(DropIn, OnPolicyAlgorithm):
+    """Base of the on-policy algorithms.
+
+    :param vf_lr: learning rate (or schedule) of the value function, ``None`` for the policy's own
+    :param value_target: what V regresses on: ``"td_lambda"`` (A + V, as SB3) or ``"rewards_to_go"`` (λ = 1, as Spinning Up)
+    :param reset_on_rollout: begin each rollout with fresh episodes, as Spinning Up does, instead of going on where the
+        last rollout stopped, as SB3 does
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+    policy: ActorCriticPolicy
+    normalize_advantage: bool | str
+
+    def __init__(
+        self,
+        *args: Any,
+        vf_lr: float | Schedule | None = None,
+        value_target: str = "td_lambda",
+        reset_on_rollout: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        kwargs |= {"_init_setup_model": False, "supported_action_spaces": ACTION_SPACES}
+        kwargs["policy_kwargs"] = dict(kwargs["policy_kwargs"] or {})  # ours to extend, not the caller's
+        super().__init__(*args, **kwargs)
+        self.vf_lr = vf_lr
+        self.value_target = value_target
+        self.reset_on_rollout = reset_on_rollout
+
+    def _setup_model(self) -> None:
+        choice("value_target", self.value_target, ("td_lambda", "rewards_to_go"))
+        super()._setup_model()
+        self.vf_lr_schedule = None if self.vf_lr is None else FloatSchedule(self.vf_lr)
+
+    def learn(
+        self: SelfOnPolicy,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfOnPolicy:
+        """Train for at least ``total_timesteps`` steps over all environments, in whole rollouts.
+
+        :param total_timesteps: environment steps
+        :param callback: callback(s) called at every step
+        :param log_interval: rollouts between two log writes
+        :param tb_log_name: the run's name in TensorBoard, the algorithm's by default
+        :param reset_num_timesteps: count from zero; otherwise go on counting
+        :param progress_bar: show Stable-Baselines3's progress bar
+        :return: the model itself
+        :raises EnvFault: when the environment returns a NaN, an infinity or a wrong shape
+        """
+        with self._named_faults():
+            return super().learn(
+                total_timesteps,
+                callback,
+                log_interval,
+                self._log_name if tb_log_name is None else tb_log_name,
+                reset_num_timesteps,
+                progress_bar,
+            )
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fill ``rollout_buffer`` with ``n_rollout_steps`` steps of every environment under the current policy.
+
+        Callbacks see Stable-Baselines3's locals: ``obs_tensor, actions, clipped_actions, values, log_probs, new_obs,
+        rewards, dones, infos``.
+
+        :return: False when a callback stopped the training, True otherwise
+        """
+        self.policy.set_training_mode(False)
+        n_steps = 0
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        assert self._last_episode_starts is not None, "set by _setup_learn"
+        if self.reset_on_rollout and not self._last_episode_starts.all():
+            self._last_obs = env.reset()  # type: ignore[assignment]
+            self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+
+        callback.on_rollout_start()
+
+        while n_steps < n_rollout_steps:
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+
+            with th.no_grad():
+                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+                actions_tensor, values, log_probs = self.policy(obs_tensor)
+            actions = actions_tensor.cpu().numpy()
+            clipped_actions = self._to_env(actions)
+
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            self._check_finite(new_obs, rewards)
+            self.num_timesteps += env.num_envs
+
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+
+            self._update_info_buffer(infos, dones)
+            n_steps += 1
+
+            if isinstance(self.action_space, spaces.Discrete):
+                actions = actions.reshape(-1, 1)
+            self._bootstrap_truncated(rewards, dones, infos)
+            rollout_buffer.add(
+                self._last_obs,  # type: ignore[arg-type]
+                actions,
+                rewards,
+                self._last_episode_starts,  # type: ignore[arg-type]
+                values,
+                log_probs,
+            )
+            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_episode_starts = dones
+
+        with th.no_grad():
+            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
+        self._compute_targets(rollout_buffer, values, dones)
+
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _to_env(self, actions: Any) -> Any:
+        """Map the policy's actions into the environment's bounds: unscale squashed ones, clip the others."""
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.policy.squash_output:
+            return self.policy.unscale_action(actions)
+        return np.clip(actions, self.action_space.low, self.action_space.high)
+
+    def _bootstrap_truncated(self, rewards: Any, dones: Any, infos: Sequence[dict[str, Any]]) -> None:
+        """Add γ V(s_T) to the last reward of episodes that a time limit cut: truncation is not an outcome."""
+        for index in np.flatnonzero(dones).tolist():
+            info = infos[index]
+            if info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None:
+                final_obs = self.policy.obs_to_tensor(info["terminal_observation"])[0]
+                with th.no_grad():
+                    rewards[index] += (self.gamma * self.policy.predict_values(final_obs)[0]).item()
+
+    def _compute_targets(self, rollout_buffer: RolloutBuffer, last_values: th.Tensor, dones: Any) -> None:
+        """Fill ``advantages`` (GAE-λ) and ``returns`` (what V regresses on), both un-normalised, (T, N)."""
+        rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+        if self.value_target == "rewards_to_go":
+            rollout_buffer.returns = functional.rewards_to_go(
+                rollout_buffer.rewards,
+                episode_ends(rollout_buffer, dones),
+                last_values.cpu().numpy().flatten(),
+                self.gamma,
+            )
+
+    def _normalized_by_batch(self, samples: RolloutBufferSamples) -> RolloutBufferSamples:
+        """Normalise a minibatch's advantages with the whole rollout's mean and (population) deviation."""
+        advantages = self.rollout_buffer.advantages
+        scaled = (samples.advantages - float(advantages.mean())) / (float(advantages.std()) + functional.EPSILON)
+        return samples._replace(advantages=scaled)
+
+    def _learning_rates(self) -> tuple[float, float]:
+        """Return the policy's and the value function's current learning rates, and log them."""
+        progress = self._current_progress_remaining
+        pi_lr = vf_lr = self.lr_schedule(progress)
+        self.logger.record("train/learning_rate", pi_lr)
+        if self.vf_lr_schedule is not None:
+            vf_lr = self.vf_lr_schedule(progress)
+            self.logger.record("train/vf_lr", vf_lr)
+        return pi_lr, vf_lr
+
+    def _descend(self, loss: th.Tensor, *steps: tuple[Sequence[Parameter], float], max_grad_norm: float = inf) -> None:
+        """Step each group of parameters down ``loss`` at its own learning rate; all others keep still.
+
+        There is one optimiser, ``policy.optimizer``, so that zips stay Stable-Baselines3's. Optimisers skip parameters
+        without a gradient and keep their moments per parameter: stepping the groups in turn is what separate
+        optimisers would do.
+        """
+        optimizer = self.policy.optimizer
+        optimizer.zero_grad()
+        owned = [p for group, _ in steps for p in group]
+        loss.backward(inputs=owned)  # type: ignore[no-untyped-call]
+        clip_grad_norm_(owned, max_grad_norm)
+        gradients = [[p.grad for p in group] for group, _ in steps]
+        for group, _ in steps:
+            for p in group:
+                p.grad = None
+        for (group, learning_rate), group_gradients in zip(steps, gradients, strict=True):
+            update_learning_rate(optimizer, learning_rate)
+            for p, gradient in zip(group, group_gradients, strict=True):
+                p.grad = gradient
+            optimizer.step()
+            for p in group:
+                p.grad = None
+
+    def _check_rollout_size(self, batch_size: int | None, normalize_advantage: bool) -> None:
+        """Refuse rollouts of one step under normalisation, warn of truncated minibatches, in Stable-Baselines3's words."""
+        if self.env is None:
+            return
+        buffer_size = self.env.num_envs * self.n_steps
+        info = f"n_steps={self.n_steps} and n_envs={self.env.num_envs}"
+        assert buffer_size > 1 or not normalize_advantage, (
+            f"`n_steps * n_envs` must be greater than 1. Currently {info}"
+        )
+        if batch_size is not None and buffer_size % batch_size > 0:
+            warnings.warn(
+                f"You have specified a mini-batch size of {batch_size},"
+                f" but because the `RolloutBuffer` is of size `n_steps * n_envs = {buffer_size}`,"
+                f" after every {buffer_size // batch_size} untruncated mini-batches,"
+                f" there will be a truncated mini-batch of size {buffer_size % batch_size}\n"
+                f"We recommend using a `batch_size` that is a factor of `n_steps * n_envs`.\n"
+                f"Info: ({info})",
+                stacklevel=4,
+            )
+
+    def _warn_if_constant(self) -> None:
+        """Say so when the rollout's advantages carry no signal, which normalisation would turn into silence."""
+        advantages = self.rollout_buffer.advantages
+        if advantages.size > 1 and np.ptp(advantages) == 0.0:
+            warnings.warn(
+                f"{type(self).__name__}: every advantage of the rollout at timestep {self.num_timesteps} is"
+                f" {float(advantages.flat[0])}: zero variance, so this update has no policy gradient",
+                stacklevel=3,
+            )
+
+    def _record_policy(self, explained_variance: float) -> None:
+        """Log what every on-policy algorithm logs after an update."""
+        self.logger.record("train/explained_variance", explained_variance)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+
+def episode_ends(rollout_buffer: RolloutBuffer, dones: Any) -> functional.Array:
+    """Return (T, N), 1 where an episode ended with that step.
+
+    :param rollout_buffer: freshly filled, holds ``episode_starts`` (T, N)
+    :param dones: (N,), whether the step after which the rollout stopped ended an episode
+    """
+    last = np.asarray(dones, dtype=np.float32)[None]
+    return np.concatenate([rollout_buffer.episode_starts[1:], last])

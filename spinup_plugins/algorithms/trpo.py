@@ -1,0 +1,329 @@
+"""Trust region policy optimisation (TRPO), and the natural policy gradient (NPG).
+
+Schulman et al. 2015 (arXiv:1502.05477), appendix C; Kakade 2001 for the natural gradient. At θ_k, with advantages A_t:
+
+    (1)  L(θ) = mean_t ρ_t A_t,  ρ_t = π_θ(a_t|s_t) / π_k(a_t|s_t)              the surrogate, to be raised
+    (2)  D(θ) = mean_t KL( π_θ(·|s_t) ‖ π_k(·|s_t) ) ≤ δ                        the trust region
+    (3)  H v = ∇( ∇D · v ) + c v                                                Fisher-vector product, damped
+    (4)  H x = ∇L(θ_k)                                                          solved by conjugate gradient
+    (5)  θ = θ_k + α^j √(2δ / xᵀHx) x                                           j = 0, 1, … until L rises and D < δ
+
+NPG takes (5) with j = 0, unchecked. D is the KL divergence of the *joint* action distribution: the sum over action
+dimensions. sb3-contrib averages over them, so that its region is ``act_dim`` times as large: ``kl_reduction="mean"``.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.distributions import Distribution, kl_divergence
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, Schedule
+from stable_baselines3.common.utils import explained_variance
+from torch.nn import Parameter
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
+
+from spinup_plugins.algorithms import functional
+from spinup_plugins.algorithms.common import choice
+from spinup_plugins.algorithms.on_policy import SPINNING_UP_POLICY, OnPolicy, flat_actions
+
+__all__ = ["SPINNING_UP", "TRPO", "conjugate_gradient", "mean_kl", "surrogate"]
+
+SPINNING_UP: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "n_steps": 4000,
+    "batch_size": None,
+    "gamma": 0.99,
+    "gae_lambda": 0.97,
+    "target_kl": 0.01,
+    "cg_max_steps": 10,
+    "cg_damping": 0.1,
+    "cg_init_std": 0.0,
+    "cg_residual_tol": 0.0,
+    "line_search_shrinking_factor": 0.8,
+    "line_search_max_iter": 10,
+    "n_critic_updates": 80,
+    "normalize_advantage": "batch",
+    "value_target": "rewards_to_go",
+    "reset_on_rollout": True,
+    "policy_kwargs": SPINNING_UP_POLICY,
+}
+
+
+def surrogate(log_prob: th.Tensor, old_log_prob: th.Tensor, advantages: th.Tensor) -> th.Tensor:
+    """Eq. (1).
+
+    :param log_prob: log π_θ(a_t|s_t), (B,)
+    :param old_log_prob: log π_k(a_t|s_t), (B,)
+    :param advantages: A_t, (B,)
+    :return: scalar
+    """
+    return (advantages * th.exp(log_prob - old_log_prob)).mean()
+
+
+def mean_kl(distribution: Distribution, old_distribution: Distribution, reduction: str = "sum") -> th.Tensor:
+    """Eq. (2).
+
+    :param distribution: π_θ(·|s_t), batch of B
+    :param old_distribution: π_k(·|s_t), batch of B
+    :param reduction: ``"sum"`` over action dimensions for the joint divergence, ``"mean"`` for sb3-contrib's
+    :return: scalar, nats
+    """
+    kl = kl_divergence(distribution, old_distribution)  # (B, A) for Gaussian and Bernoulli, (B,) for categorical
+    if reduction == "sum" and kl.dim() > 1:
+        kl = kl.sum(dim=1)
+    return kl.mean()
+
+
+def conjugate_gradient(
+    product: Callable[[th.Tensor], th.Tensor], b: th.Tensor, x: th.Tensor, max_steps: int, tolerance: float = 1e-10
+) -> th.Tensor:
+    """Solve H x = b for symmetric positive definite H; Hestenes & Stiefel 1952.
+
+    :param product: v ↦ H v, both (P,)
+    :param b: right-hand side, (P,)
+    :param x: first guess, (P,)
+    :param max_steps: at most so many products after the first
+    :param tolerance: stop once ‖b − H x‖² is below; 0 takes every step, each denominator guarded by 1e-8
+    :return: (P,)
+    """
+    guard = 0.0 if tolerance > 0.0 else functional.EPSILON
+    residual = b - product(x)
+    residual_norm = residual.dot(residual)
+    direction = residual
+    for _ in range(max_steps):
+        if residual_norm <= tolerance:
+            break
+        h_direction = product(direction)
+        step = residual_norm / (direction.dot(h_direction) + guard)
+        x = x + step * direction
+        residual = residual - step * h_direction
+        last_norm, residual_norm = residual_norm, residual.dot(residual)
+        direction = residual + (residual_norm / last_norm) * direction
+    return x
+
+
+class TRPO(OnPolicy):
+    """Trust region policy optimisation; constructor, defaults and zips are sb3-contrib's, the trust region is the joint KL.
+
+    A zip written by sb3-contrib goes on training under the region it was trained with: ``kl_reduction="mean"``.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of SB3's ``ActorCriticPolicy``
+    :param env: environment, vec-env, or the id of a registered one
+    :param learning_rate: the value function's learning rate, or a schedule of the remaining progress (1 → 0)
+    :param n_steps: steps per environment in each rollout
+    :param batch_size: the value function's minibatch size, ``None`` for the whole rollout at once
+    :param gamma: discount factor γ
+    :param cg_max_steps: conjugate gradient iterations
+    :param cg_damping: c of eq. (3)
+    :param line_search_shrinking_factor: α of eq. (5)
+    :param line_search_max_iter: steps j that the line search tries
+    :param n_critic_updates: passes over the rollout that fit the value function
+    :param gae_lambda: λ of generalised advantage estimation
+    :param use_sde: use generalised state-dependent exploration instead of independent Gaussian noise
+    :param sde_sample_freq: sample a new noise matrix every n steps, −1 for once per rollout
+    :param rollout_buffer_class: rollout buffer, chosen by the observation space when ``None``
+    :param rollout_buffer_kwargs: further arguments of the rollout buffer
+    :param normalize_advantage: ``True``: zero mean and unit variance over the rollout; ``"batch"``: with the population's
+        deviation, as Spinning Up; ``"minibatch"`` is the same as ``True`` here, the batch being whole; ``False``: not at all
+    :param target_kl: δ in nats
+    :param sub_sampling_factor: use every n-th step of the rollout for the policy's update
+    :param stats_window_size: episodes that reported means are taken over
+    :param tensorboard_log: directory of TensorBoard logs, ``None`` for none
+    :param policy_kwargs: arguments of the policy
+    :param verbose: 0 silent, 1 information, 2 debugging
+    :param seed: seed of every random generator
+    :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``
+    :param kl_reduction: ``"sum"``: D is the joint KL; ``"mean"``: its mean over action dimensions, as sb3-contrib
+    :param natural_gradient: take the natural gradient step whole, without line search (NPG)
+    :param cg_init_std: deviation of the conjugate gradient's random first guess, 0 to start from zero
+    :param cg_residual_tol: squared residual at which the conjugate gradient stops, 0 to take all its steps
+    """
+
+    _log_name: ClassVar[str] = "TRPO"
+    _file_mark: ClassVar[str] = "cg_max_steps"
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 2048,
+        batch_size: int | None = 128,
+        gamma: float = 0.99,
+        cg_max_steps: int = 15,
+        cg_damping: float = 0.1,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 10,
+        gae_lambda: float = 0.95,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool | str = True,
+        target_kl: float = 0.01,
+        sub_sampling_factor: int = 1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        kl_reduction: str = "sum",
+        natural_gradient: bool = False,
+        cg_init_std: float = 1e-4,
+        cg_residual_tol: float = 1e-10,
+        value_target: str = "td_lambda",
+        reset_on_rollout: bool = False,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=0.0,
+            vf_coef=0.0,
+            max_grad_norm=0.0,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            value_target=value_target,
+            reset_on_rollout=reset_on_rollout,
+        )
+        self._check_rollout_size(batch_size, bool(normalize_advantage))
+        self.batch_size = batch_size
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.line_search_shrinking_factor = line_search_shrinking_factor
+        self.line_search_max_iter = line_search_max_iter
+        self.n_critic_updates = n_critic_updates
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        self.sub_sampling_factor = sub_sampling_factor
+        self.kl_reduction = kl_reduction
+        self.natural_gradient = natural_gradient
+        self.cg_init_std = cg_init_std
+        self.cg_residual_tol = cg_residual_tol
+
+        if _init_setup_model:
+            self._setup_model()
+
+    @classmethod
+    def _adopt(cls, saved: dict[str, Any]) -> dict[str, Any]:
+        return {} if "kl_reduction" in saved else {"kl_reduction": "mean"}
+
+    def _setup_model(self) -> None:
+        choice("normalize_advantage", self.normalize_advantage, (True, False, "minibatch", "batch"))
+        choice("kl_reduction", self.kl_reduction, ("sum", "mean"))
+        super()._setup_model()
+
+    def train(self) -> None:
+        """One trust-region step (5) on the current rollout, then ``n_critic_updates`` passes for the value function."""
+        self._warn_if_constant()
+        self.policy.set_training_mode(True)
+        vf_lr, _ = self._learning_rates()
+        rollout = subsample(next(iter(self.rollout_buffer.get(batch_size=None))), self.sub_sampling_factor)
+
+        objective, kl, accepted, critic = self._step_policy(rollout)
+        value_losses = []
+        for _ in range(self.n_critic_updates):
+            for batch in self.rollout_buffer.get(self.batch_size):
+                value_loss = F.mse_loss(batch.returns, self.policy.predict_values(batch.observations).flatten())
+                self._descend(value_loss, (critic, vf_lr))
+                value_losses.append(value_loss.detach())
+
+        self._n_updates += 1
+        self.logger.record("train/policy_objective", objective.item())
+        if value_losses:
+            self.logger.record("train/value_loss", th.stack(value_losses).mean().item())
+        self.logger.record("train/kl_divergence_loss", kl.item())
+        self.logger.record("train/is_line_search_success", float(accepted))
+        self._record_policy(
+            explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
+        )
+
+    def _step_policy(self, rollout: RolloutBufferSamples) -> tuple[th.Tensor, th.Tensor, bool, list[Parameter]]:
+        """Move the actor by (5) or leave it where it was.
+
+        :return: the surrogate (1) and divergence (2) reached, whether the step was taken, and the critic's parameters
+        """
+        actions = flat_actions(rollout.actions, self.action_space)
+        if self.normalize_advantage == "batch":
+            rollout = self._normalized_by_batch(rollout)
+        advantages = rollout.advantages
+        if self.normalize_advantage in (True, "minibatch"):
+            advantages = functional.normalize(advantages)
+
+        def evaluate(old_distribution: Distribution) -> tuple[th.Tensor, th.Tensor]:
+            distribution = self.policy.get_distribution(rollout.observations)
+            objective = surrogate(distribution.log_prob(actions), rollout.old_log_prob, advantages)
+            return objective, mean_kl(distribution, old_distribution, self.kl_reduction)
+
+        with th.no_grad():
+            # Policies hand out one distribution object and refill it.
+            old_distribution = copy.copy(self.policy.get_distribution(rollout.observations))
+        old_objective, kl = evaluate(old_distribution)
+
+        parameters = list(self.policy.parameters())
+        kl_gradients = th.autograd.grad(kl, parameters, create_graph=True, allow_unused=True)
+        pairs = list(zip(parameters, kl_gradients, strict=True))
+        actor, critic = [p for p, g in pairs if g is not None], [p for p, g in pairs if g is None]
+        kl_gradient = _flat([g for g in kl_gradients if g is not None])
+        gradient = _flat(th.autograd.grad(old_objective, actor, retain_graph=True))
+
+        def fisher_product(vector: th.Tensor) -> th.Tensor:  # eq. (3)
+            products = th.autograd.grad(kl_gradient.dot(vector), actor, retain_graph=True)
+            return _flat(products) + self.cg_damping * vector
+
+        guess = self.cg_init_std * th.randn_like(gradient) if self.cg_init_std else th.zeros_like(gradient)
+        direction = conjugate_gradient(  # eq. (4)
+            fisher_product, gradient, guess, self.cg_max_steps, self.cg_residual_tol
+        )
+        curvature = direction.dot(fisher_product(direction)).item()
+        old_objective, kl = old_objective.detach(), kl.detach()
+        if not curvature > 0.0:  # a zero gradient has no direction
+            return old_objective, kl, False, critic
+
+        step = math.sqrt(2.0 * self.target_kl / curvature) * direction
+        old_parameters = _flat([p.detach() for p in actor])
+        with th.no_grad():
+            for j in range(1 if self.natural_gradient else self.line_search_max_iter):
+                _assign(old_parameters + self.line_search_shrinking_factor**j * step, actor)  # eq. (5)
+                objective, kl = evaluate(old_distribution)
+                if self.natural_gradient or (kl < self.target_kl and objective > old_objective):
+                    return objective, kl, True, critic
+            _assign(old_parameters, actor)
+        return old_objective, th.zeros_like(kl), False, critic
+
+
+def subsample(rollout: RolloutBufferSamples, factor: int) -> RolloutBufferSamples:
+    """Keep every ``factor``-th row; Schulman's thesis (2016), pp. 40-42."""
+    if factor == 1:
+        return rollout
+    return type(rollout)(*(tree_map(lambda x: x[::factor], part) for part in rollout))
+
+
+def _flat(tensors: Sequence[th.Tensor]) -> th.Tensor:
+    return th.cat([t.reshape(-1) for t in tensors])
+
+
+def _assign(vector: th.Tensor, parameters: Sequence[Parameter]) -> None:
+    """Write the flat ``vector`` into ``parameters``' own memory."""
+    for parameter, part in zip(parameters, th.split(vector, [p.numel() for p in parameters]), strict=True):
+        parameter.copy_(part.view_as(parameter))

@@ -1,0 +1,171 @@
+"""Independent oracle: one whole ``train()`` of Stable-Baselines3 / sb3-contrib, from equal weights, data and noise."""
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import sb3_contrib
+import stable_baselines3 as sb3
+import torch as th
+from gymnasium import spaces
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.envs import (
+    IdentityEnv,
+    IdentityEnvBox,
+    IdentityEnvMultiBinary,
+    IdentityEnvMultiDiscrete,
+)
+from stable_baselines3.common.noise import NormalActionNoise
+
+from spinup_plugins import DDPG, PPO, SAC, TD3, TRPO
+
+PEERS = {PPO: sb3.PPO, TRPO: sb3_contrib.TRPO, DDPG: sb3.DDPG, TD3: sb3.TD3, SAC: sb3.SAC}
+
+NETS = {"net_arch": [16, 16]}
+SMALL = {"policy_kwargs": NETS, "seed": 3, "device": "cpu"}
+
+
+def gap(ours: BaseAlgorithm, peer: BaseAlgorithm) -> float:
+    """Largest difference over every tensor of every state dict, optimisers' moments included."""
+    largest = 0.0
+    mine, theirs = ours.get_parameters(), peer.get_parameters()
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        leaves, other = th.utils._pytree.tree_leaves(mine[name]), th.utils._pytree.tree_leaves(theirs[name])
+        assert len(leaves) == len(other)
+        for a, b in zip(leaves, other, strict=True):
+            if isinstance(a, th.Tensor):
+                largest = max(largest, (a - b).abs().max().item())
+    return largest
+
+
+def train_once(cls: type, env: Any, **kwargs: Any) -> BaseAlgorithm:
+    """Fill the buffer and call ``train()`` once."""
+    model = cls("MlpPolicy", env, **deepcopy(SMALL | kwargs))  # SB3's SAC writes into the caller's policy_kwargs
+    if cls in (sb3.PPO, sb3_contrib.TRPO, PPO, TRPO):
+        return model.learn(model.n_steps * model.n_envs)
+    model.learn(64)  # learning_starts is above, so this only collects
+    model.train(gradient_steps=8, batch_size=model.batch_size)
+    return model
+
+
+ON_POLICY_ENVS = {
+    "Box": lambda: IdentityEnvBox(ep_length=7),
+    "Discrete": lambda: IdentityEnv(3, ep_length=7),
+    "MultiDiscrete": lambda: IdentityEnvMultiDiscrete(3, ep_length=7),
+    "MultiBinary": lambda: IdentityEnvMultiBinary(3, ep_length=7),
+    "CartPole": lambda: "CartPole-v1",
+    "Pendulum": lambda: "Pendulum-v1",
+}
+
+
+@pytest.mark.parametrize("env", ON_POLICY_ENVS)
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"clip_range_vf": 0.1, "ent_coef": 0.05, "max_grad_norm": 0.05},
+        {"normalize_advantage": False, "target_kl": 1e-4},
+        {"learning_rate": lambda p: 1e-2 * p, "clip_range": lambda p: 0.3 * p, "vf_coef": 1.0},
+    ],
+    ids=["defaults", "value clipping, entropy", "no normalisation, early stop", "schedules"],
+)
+def test_ppo(env: str, kwargs: dict[str, Any]) -> None:
+    kwargs = {"n_steps": 64, "batch_size": 16, "n_epochs": 3} | kwargs
+    ours, peer = (train_once(cls, ON_POLICY_ENVS[env](), **kwargs) for cls in (PPO, sb3.PPO))
+    assert ours._n_updates == peer._n_updates
+    assert gap(ours, peer) <= 1e-5
+
+
+@pytest.mark.parametrize("env", ON_POLICY_ENVS)
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"sub_sampling_factor": 2, "cg_max_steps": 4}, {"normalize_advantage": False, "target_kl": 0.05}],
+    ids=["defaults", "subsampled", "no normalisation"],
+)
+def test_trpo_with_contribs_kl(env: str, kwargs: dict[str, Any]) -> None:
+    kwargs = {"n_steps": 64, "batch_size": 16, "n_critic_updates": 3} | kwargs
+    ours = train_once(TRPO, ON_POLICY_ENVS[env](), kl_reduction="mean", **kwargs)
+    peer = train_once(sb3_contrib.TRPO, ON_POLICY_ENVS[env](), **kwargs)
+    assert gap(ours, peer) <= 1e-5
+    for key in ("train/is_line_search_success", "train/kl_divergence_loss", "train/policy_objective"):
+        assert ours.logger.name_to_value[key] == pytest.approx(peer.logger.name_to_value[key], abs=1e-5)
+
+
+OFF_POLICY_KWARGS = {
+    "defaults": {},
+    "schedule": {"learning_rate": lambda p: 1e-2 * p},
+    "n-step returns": {"n_steps": 3},
+    "one update, large tau": {"tau": 0.5, "gamma": 0.9},
+    "exploration noise": {"action_noise": NormalActionNoise(np.zeros(1), 0.3 * np.ones(1))},
+    "many critics": {"policy_kwargs": NETS | {"n_critics": 3}},
+    "memory optimised": {
+        "optimize_memory_usage": True,
+        "replay_buffer_kwargs": {"handle_timeout_termination": False},
+    },
+}
+
+
+@pytest.mark.parametrize("kwargs", OFF_POLICY_KWARGS)
+@pytest.mark.parametrize("cls", [DDPG, TD3, SAC])
+@pytest.mark.filterwarnings("ignore:The last trajectory in the replay buffer will be truncated")
+def test_off_policy(cls: type, kwargs: str) -> None:
+    options = {"learning_starts": 1000, "buffer_size": 500, "batch_size": 32} | OFF_POLICY_KWARGS[kwargs]
+    ours, peer = (train_once(c, "Pendulum-v1", **options) for c in (cls, PEERS[cls]))
+    assert ours._n_updates == peer._n_updates == 8
+    assert gap(ours, peer) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"ent_coef": 0.2},
+        {"ent_coef": "auto_0.1", "target_entropy": -3.0},
+        {"target_update_interval": 3},
+        {"use_sde": True},
+    ],
+    ids=str,
+)
+def test_sac_options(kwargs: dict[str, Any]) -> None:
+    options = {"learning_starts": 1000, "buffer_size": 500, "batch_size": 32} | kwargs
+    ours, peer = (train_once(c, "Pendulum-v1", **options) for c in (SAC, sb3.SAC))
+    assert gap(ours, peer) <= 1e-5
+
+
+@given(
+    cls=st.sampled_from([PPO, TRPO]),
+    n_steps=st.integers(8, 40),
+    batch_size=st.integers(2, 24),
+    widths=st.lists(st.integers(1, 24), max_size=2),
+    discrete=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+def test_on_policy_shapes(
+    cls: type, n_steps: int, batch_size: int, widths: list[int], discrete: bool, seed: int
+) -> None:
+    kwargs = {"n_steps": n_steps, "batch_size": batch_size, "policy_kwargs": {"net_arch": widths}, "seed": seed}
+    env = "CartPole-v1" if discrete else "Pendulum-v1"
+    extra = {"kl_reduction": "mean"} if cls is TRPO else {}
+    assert gap(train_once(cls, env, **kwargs, **extra), train_once(PEERS[cls], env, **kwargs)) <= 1e-5
+
+
+@pytest.mark.parametrize("cls", [PPO, TRPO, DDPG, TD3, SAC])
+def test_whole_learn(cls: type) -> None:
+    """Same seed, same numbers: acting, collecting, bootstrapping at time limits and updating, several times over."""
+    kwargs: dict[str, Any] = {"n_steps": 256} if cls in (PPO, TRPO) else {"buffer_size": 1000, "gradient_steps": 1}
+    extra = {"kl_reduction": "mean"} if cls is TRPO else {}
+    ours = cls("MlpPolicy", "Pendulum-v1", **deepcopy(SMALL | kwargs), **extra).learn(512)
+    peer = PEERS[cls]("MlpPolicy", "Pendulum-v1", **deepcopy(SMALL | kwargs)).learn(512)
+    assert gap(ours, peer) <= (0.0 if cls is PPO else 1e-4)  # rounding, amplified over hundreds of updates
+    assert [e["r"] for e in ours.ep_info_buffer] == pytest.approx([e["r"] for e in peer.ep_info_buffer], rel=1e-4)
+
+
+def test_the_spaces_above_are_the_ones_meant() -> None:
+    kinds = {"Box": spaces.Box, "MultiDiscrete": spaces.MultiDiscrete, "MultiBinary": spaces.MultiBinary}
+    for name, kind in kinds.items():
+        assert isinstance(ON_POLICY_ENVS[name]().action_space, kind)
