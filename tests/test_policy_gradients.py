@@ -1,6 +1,6 @@
 """VPG's Φ_t, TRPO's trust region and PPO's clipping, by hand and by their defining properties."""
 
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -107,7 +107,7 @@ def test_policy_loss_gradient_is_the_policy_gradient() -> None:
     assert logits.grad.tolist() == [-(0.5 * 3 - 0.5 * 1) / 2, -(-0.5 * 3 + 0.5 * 1) / 2]
 
 
-@pytest.mark.parametrize("phi", vpg.PHI)
+@pytest.mark.parametrize("phi", get_args(vpg.Phi))
 def test_every_phi_points_the_same_way_in_expectation(phi: str) -> None:
     """On a bandit whose second action pays, every Φ_t raises its probability."""
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from inspect import signature
 from os import chmod, replace, umask
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import numpy as np
 import torch as th
@@ -32,13 +32,12 @@ SelfDropIn = TypeVar("SelfDropIn", bound="DropIn")
 Path = str | pathlib.Path | io.BufferedIOBase
 
 
-def choice(name: str, value: Any, valid: Iterable[Any]) -> None:
-    """Raise :class:`ConfigError` unless ``value`` is one of ``valid``."""
-    valid = tuple(valid)
+def choice(name: str, value: Any, literal: Any) -> None:
+    """Raise :class:`ConfigError` unless ``value`` is one of the ``Literal``'s."""
+    valid = get_args(literal)
     if value not in valid:
         raise ConfigError(
-            f"{name}={value!r} is not one of {', '.join(map(repr, valid))}"
-            f"{nearest(str(value), [v for v in valid if isinstance(v, str)])}"
+            f"{name}={value!r} is not one of {', '.join(map(repr, valid))}{nearest(str(value), map(str, valid))}"
         )
 
 
@@ -137,9 +136,7 @@ class DropIn(BaseAlgorithm):
                 if damaged is not None:
                     raise ModelFileError(f"cannot load {_name(path)}: {damaged!r} inside it is damaged")
                 if "data" not in archive.namelist():
-                    raise ModelFileError(
-                        f"cannot load {_name(path)}: not a Stable-Baselines3 model (it holds no 'data')"
-                    )
+                    raise ModelFileError(f"cannot load {_name(path)}: not a Stable-Baselines3 model (it holds no 'data')")
                 data = json.loads(archive.read("data"))
         except OSError as exc:
             raise ModelFileError(f"cannot load {_name(path)}: {exc.strerror or exc}") from exc
@@ -189,9 +186,7 @@ class DropIn(BaseAlgorithm):
 
     def _check_finite(self, observations: Any, rewards: Any = None) -> None:
         """Raise :class:`EnvFault` where a step or reset returned a NaN, an infinity or another shape than its space."""
-        parts: dict[str, tuple[Any, spaces.Space[Any] | None]] = (
-            {"reward": (rewards, None)} if rewards is not None else {}
-        )
+        parts: dict[str, tuple[Any, spaces.Space[Any] | None]] = {"reward": (rewards, None)} if rewards is not None else {}
         if isinstance(observations, dict):
             assert isinstance(self.observation_space, spaces.Dict)
             parts |= {f"observation[{k!r}]": (v, self.observation_space[k]) for k, v in observations.items()}

@@ -21,7 +21,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.td3.policies import Actor, CnnPolicy, MlpPolicy, MultiInputPolicy, TD3Policy
 
 from spinup_plugins.algorithms import functional
-from spinup_plugins.algorithms.off_policy import Batch, OffPolicy, descend
+from spinup_plugins.algorithms.off_policy import Batch, NoiseUnits, OffPolicy, descend
 
 __all__ = ["DDPG", "SPINNING_UP"]
 
@@ -106,7 +106,7 @@ class DDPG(OffPolicy):
         stats_window_size: int = 100,
         q_lr: float | Schedule | None = None,
         update_after: int | None = None,
-        noise_units: str = "normalized",
+        noise_units: NoiseUnits = "normalized",
     ) -> None:
         super().__init__(
             policy,

@@ -1,7 +1,7 @@
 """What DDPG, TD3 and SAC share: batches, learning rates, exploration noise, and when gradient steps begin."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch as th
@@ -15,7 +15,9 @@ from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name
 
 from spinup_plugins.algorithms.common import DropIn, choice
 
-__all__ = ["Batch", "OffPolicy", "descend"]
+__all__ = ["Batch", "NoiseUnits", "OffPolicy", "descend"]
+
+NoiseUnits: TypeAlias = Literal["normalized", "env"]
 
 SelfOffPolicy = TypeVar("SelfOffPolicy", bound="OffPolicy")
 
@@ -58,7 +60,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         action_noise: ActionNoise | float | None = None,
         q_lr: float | Schedule | None = None,
         update_after: int | None = None,
-        noise_units: str = "normalized",
+        noise_units: NoiseUnits = "normalized",
         **kwargs: Any,
     ) -> None:
         kwargs |= {"supported_action_spaces": (spaces.Box,), "support_multi_env": True}
@@ -70,7 +72,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         self.noise_units = noise_units
 
     def _setup_model(self) -> None:
-        choice("noise_units", self.noise_units, ("normalized", "env"))
+        choice("noise_units", self.noise_units, NoiseUnits)
         if isinstance(self.action_noise, (int, float)):
             self.action_noise = NormalActionNoise(
                 np.zeros(self._action_half_range().shape),

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable, Sequence
 from math import inf
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch as th
@@ -26,7 +26,19 @@ from torch.nn.utils import clip_grad_norm_
 from spinup_plugins.algorithms import functional
 from spinup_plugins.algorithms.common import DropIn, choice
 
-__all__ = ["ACTION_SPACES", "SPINNING_UP_POLICY", "OnPolicy", "episode_ends", "flat_actions", "split"]
+__all__ = [
+    "ACTION_SPACES",
+    "SPINNING_UP_POLICY",
+    "AdvantageNorm",
+    "OnPolicy",
+    "ValueTarget",
+    "episode_ends",
+    "flat_actions",
+    "split",
+]
+
+AdvantageNorm: TypeAlias = Literal[True, False, "minibatch", "batch"]
+ValueTarget: TypeAlias = Literal["td_lambda", "rewards_to_go"]
 
 SelfOnPolicy = TypeVar("SelfOnPolicy", bound="OnPolicy")
 
@@ -68,13 +80,13 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         "MultiInputPolicy": MultiInputActorCriticPolicy,
     }
     policy: ActorCriticPolicy
-    normalize_advantage: bool | str
+    normalize_advantage: AdvantageNorm
 
     def __init__(
         self,
         *args: Any,
         vf_lr: float | Schedule | None = None,
-        value_target: str = "td_lambda",
+        value_target: ValueTarget = "td_lambda",
         reset_on_rollout: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -86,7 +98,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         self.reset_on_rollout = reset_on_rollout
 
     def _setup_model(self) -> None:
-        choice("value_target", self.value_target, ("td_lambda", "rewards_to_go"))
+        choice("value_target", self.value_target, ValueTarget)
         super()._setup_model()
         self.vf_lr_schedule = None if self.vf_lr is None else FloatSchedule(self.vf_lr)
 
@@ -170,7 +182,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
                 self._last_obs,  # type: ignore[arg-type]
                 actions,
                 rewards,
-                self._last_episode_starts,  # type: ignore[arg-type]
+                self._last_episode_starts,
                 values,
                 log_probs,
             )
@@ -259,9 +271,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
             return
         buffer_size = self.env.num_envs * self.n_steps
         info = f"n_steps={self.n_steps} and n_envs={self.env.num_envs}"
-        assert buffer_size > 1 or not normalize_advantage, (
-            f"`n_steps * n_envs` must be greater than 1. Currently {info}"
-        )
+        assert buffer_size > 1 or not normalize_advantage, f"`n_steps * n_envs` must be greater than 1. Currently {info}"
         if batch_size is not None and buffer_size % batch_size > 0:
             warnings.warn(
                 f"You have specified a mini-batch size of {batch_size},"

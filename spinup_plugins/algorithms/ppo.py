@@ -12,7 +12,7 @@ Spinning Up's (``preset="spinning_up"``): up to ``n_epochs`` full-batch steps do
 at its own learning rate.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -24,7 +24,14 @@ from torch.nn import functional as F
 
 from spinup_plugins.algorithms import functional
 from spinup_plugins.algorithms.common import choice
-from spinup_plugins.algorithms.on_policy import SPINNING_UP_POLICY, OnPolicy, flat_actions, split
+from spinup_plugins.algorithms.on_policy import (
+    SPINNING_UP_POLICY,
+    AdvantageNorm,
+    OnPolicy,
+    ValueTarget,
+    flat_actions,
+    split,
+)
 
 __all__ = ["PPO", "SPINNING_UP", "clipped_surrogate", "clipped_values"]
 
@@ -46,6 +53,9 @@ SPINNING_UP: dict[str, Any] = {
     "reset_on_rollout": True,
     "policy_kwargs": SPINNING_UP_POLICY,
 }
+
+
+KLEstimator: TypeAlias = Literal["k3", "k1"]
 
 
 def clipped_surrogate(
@@ -137,7 +147,7 @@ class PPO(OnPolicy):
         gae_lambda: float = 0.95,
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | Schedule | None = None,
-        normalize_advantage: bool | str = True,
+        normalize_advantage: AdvantageNorm = True,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
@@ -156,8 +166,8 @@ class PPO(OnPolicy):
         *,
         vf_lr: float | Schedule | None = None,
         train_v_iters: int | None = None,
-        kl_estimator: str = "k3",
-        value_target: str = "td_lambda",
+        kl_estimator: KLEstimator = "k3",
+        value_target: ValueTarget = "td_lambda",
         reset_on_rollout: bool = False,
     ) -> None:
         super().__init__(
@@ -198,8 +208,8 @@ class PPO(OnPolicy):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        choice("normalize_advantage", self.normalize_advantage, (True, False, "minibatch", "batch"))
-        choice("kl_estimator", self.kl_estimator, ("k3", "k1"))
+        choice("normalize_advantage", self.normalize_advantage, AdvantageNorm)
+        choice("kl_estimator", self.kl_estimator, KLEstimator)
         super()._setup_model()
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
@@ -254,13 +264,9 @@ class PPO(OnPolicy):
         self.logger.record("train/clip_range", clip_range)
         if clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", clip_range_vf)
-        self._record_policy(
-            explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
-        )
+        self._record_policy(explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()))
 
-    def _losses(
-        self, batch: RolloutBufferSamples, clip_range: float, clip_range_vf: float | None, *, joint: bool
-    ) -> Losses:
+    def _losses(self, batch: RolloutBufferSamples, clip_range: float, clip_range_vf: float | None, *, joint: bool) -> Losses:
         """Eqs. (1)-(3) on one minibatch; without ``joint`` the value function stays out of it."""
         if self.normalize_advantage == "batch":
             batch = self._normalized_by_batch(batch)

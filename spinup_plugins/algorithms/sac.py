@@ -10,7 +10,7 @@ a = tanh(μ_θ(s) + σ_θ(s) ε), reparameterised by ε ~ N(0, 1). Per gradient 
     (5)  φ_targ ← τ φ + (1 − τ) φ_targ
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch as th
@@ -22,7 +22,7 @@ from stable_baselines3.sac.policies import Actor, CnnPolicy, MlpPolicy, MultiInp
 
 from spinup_plugins.algorithms import functional
 from spinup_plugins.algorithms.common import choice
-from spinup_plugins.algorithms.off_policy import Batch, OffPolicy, descend
+from spinup_plugins.algorithms.off_policy import Batch, NoiseUnits, OffPolicy, descend
 from spinup_plugins.errors import ConfigError
 
 __all__ = ["SAC", "SPINNING_UP", "actor_loss", "temperature_loss"]
@@ -41,6 +41,9 @@ SPINNING_UP: dict[str, Any] = {
     "tanh_correction": "exact",
     "policy_kwargs": {"net_arch": [256, 256]},
 }
+
+
+TanhCorrection: TypeAlias = Literal["epsilon", "exact"]
 
 
 def temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
@@ -143,9 +146,9 @@ class SAC(OffPolicy):
         *,
         q_lr: float | Schedule | None = None,
         update_after: int | None = None,
-        noise_units: str = "normalized",
+        noise_units: NoiseUnits = "normalized",
         critic_loss_coef: float = 0.5,
-        tanh_correction: str = "epsilon",
+        tanh_correction: TanhCorrection = "epsilon",
     ) -> None:
         super().__init__(
             policy,
@@ -188,7 +191,7 @@ class SAC(OffPolicy):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        choice("tanh_correction", self.tanh_correction, ("epsilon", "exact"))
+        choice("tanh_correction", self.tanh_correction, TanhCorrection)
         super()._setup_model()
         self.actor = self.policy.actor
         # Actors of other make keep their own distribution; SB3's is written out in functional.squashed_gaussian.

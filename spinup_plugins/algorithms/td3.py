@@ -22,7 +22,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.td3.policies import Actor, CnnPolicy, MlpPolicy, MultiInputPolicy, TD3Policy
 
 from spinup_plugins.algorithms import functional
-from spinup_plugins.algorithms.off_policy import Batch, OffPolicy, descend
+from spinup_plugins.algorithms.off_policy import Batch, NoiseUnits, OffPolicy, descend
 
 __all__ = ["SPINNING_UP", "TD3", "smoothed_actions"]
 
@@ -44,9 +44,7 @@ SPINNING_UP: dict[str, Any] = {
 }
 
 
-def smoothed_actions(
-    actions: th.Tensor, noise: th.Tensor, scale: th.Tensor | float, clip: th.Tensor | float
-) -> th.Tensor:
+def smoothed_actions(actions: th.Tensor, noise: th.Tensor, scale: th.Tensor | float, clip: th.Tensor | float) -> th.Tensor:
     """Eq. (1).
 
     :param actions: μ_targ(s'), (B, A)
@@ -130,7 +128,7 @@ class TD3(OffPolicy):
         *,
         q_lr: float | Schedule | None = None,
         update_after: int | None = None,
-        noise_units: str = "normalized",
+        noise_units: NoiseUnits = "normalized",
     ) -> None:
         super().__init__(
             policy,

@@ -15,7 +15,7 @@ dimensions. sb3-contrib averages over them, so that its region is ``act_dim`` ti
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_map
 
 from spinup_plugins.algorithms import functional
 from spinup_plugins.algorithms.common import choice
-from spinup_plugins.algorithms.on_policy import SPINNING_UP_POLICY, OnPolicy, flat_actions
+from spinup_plugins.algorithms.on_policy import SPINNING_UP_POLICY, AdvantageNorm, OnPolicy, ValueTarget, flat_actions
 
 __all__ = ["SPINNING_UP", "TRPO", "conjugate_gradient", "mean_kl", "surrogate"]
 
@@ -54,6 +54,9 @@ SPINNING_UP: dict[str, Any] = {
 }
 
 
+KLReduction: TypeAlias = Literal["sum", "mean"]
+
+
 def surrogate(log_prob: th.Tensor, old_log_prob: th.Tensor, advantages: th.Tensor) -> th.Tensor:
     """Eq. (1).
 
@@ -65,7 +68,7 @@ def surrogate(log_prob: th.Tensor, old_log_prob: th.Tensor, advantages: th.Tenso
     return (advantages * th.exp(log_prob - old_log_prob)).mean()
 
 
-def mean_kl(distribution: Distribution, old_distribution: Distribution, reduction: str = "sum") -> th.Tensor:
+def mean_kl(distribution: Distribution, old_distribution: Distribution, reduction: KLReduction = "sum") -> th.Tensor:
     """Eq. (2).
 
     :param distribution: π_θ(·|s_t), batch of B
@@ -165,7 +168,7 @@ class TRPO(OnPolicy):
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
-        normalize_advantage: bool | str = True,
+        normalize_advantage: AdvantageNorm = True,
         target_kl: float = 0.01,
         sub_sampling_factor: int = 1,
         stats_window_size: int = 100,
@@ -176,11 +179,11 @@ class TRPO(OnPolicy):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
         *,
-        kl_reduction: str = "sum",
+        kl_reduction: KLReduction = "sum",
         natural_gradient: bool = False,
         cg_init_std: float = 1e-4,
         cg_residual_tol: float = 1e-10,
-        value_target: str = "td_lambda",
+        value_target: ValueTarget = "td_lambda",
         reset_on_rollout: bool = False,
     ) -> None:
         super().__init__(
@@ -229,8 +232,8 @@ class TRPO(OnPolicy):
         return {} if "kl_reduction" in saved else {"kl_reduction": "mean"}
 
     def _setup_model(self) -> None:
-        choice("normalize_advantage", self.normalize_advantage, (True, False, "minibatch", "batch"))
-        choice("kl_reduction", self.kl_reduction, ("sum", "mean"))
+        choice("normalize_advantage", self.normalize_advantage, AdvantageNorm)
+        choice("kl_reduction", self.kl_reduction, KLReduction)
         super()._setup_model()
 
     def train(self) -> None:
@@ -254,9 +257,7 @@ class TRPO(OnPolicy):
             self.logger.record("train/value_loss", th.stack(value_losses).mean().item())
         self.logger.record("train/kl_divergence_loss", kl.item())
         self.logger.record("train/is_line_search_success", float(accepted))
-        self._record_policy(
-            explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
-        )
+        self._record_policy(explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()))
 
     def _step_policy(self, rollout: RolloutBufferSamples) -> tuple[th.Tensor, th.Tensor, bool, list[Parameter]]:
         """Move the actor by (5) or leave it where it was.

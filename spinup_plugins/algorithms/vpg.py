@@ -16,7 +16,7 @@ Rewards in (2) are discounted (``horizon="infinite"``): truncated episodes go on
 """
 
 from math import inf
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -29,15 +29,17 @@ from spinup_plugins.algorithms.common import choice
 from spinup_plugins.algorithms.on_policy import (
     SPINNING_UP_POLICY,
     OnPolicy,
+    ValueTarget,
     episode_ends,
     flat_actions,
     split,
 )
 from spinup_plugins.errors import ConfigError
 
-__all__ = ["PHI", "SPINNING_UP", "VPG", "policy_loss", "value_loss"]
+__all__ = ["SPINNING_UP", "VPG", "Horizon", "Phi", "policy_loss", "value_loss"]
 
-PHI = ("total_return", "reward_to_go", "reward_to_go_baseline", "action_value", "advantage")
+Phi: TypeAlias = Literal["total_return", "reward_to_go", "reward_to_go_baseline", "action_value", "advantage"]
+Horizon: TypeAlias = Literal["infinite", "finite"]
 
 #: VPG's constructor defaults are Spinning Up's already
 SPINNING_UP: dict[str, Any] = {}
@@ -72,7 +74,7 @@ class VPG(OnPolicy):
     :param n_steps: steps per environment in each rollout
     :param gamma: discount factor γ, 1 where the horizon is finite
     :param gae_lambda: λ of generalised advantage estimation (``phi="advantage"``)
-    :param phi: Φ_t of eq. (2), one of ``PHI``
+    :param phi: Φ_t of eq. (2), by name
     :param horizon: ``"infinite"`` for discounted returns, ``"finite"`` for undiscounted ones that end at the time limit
     :param q_steps: n of the bootstrapped n-step Q (``phi="action_value"``), ``None`` to sum rewards to the end
     :param vf_lr: learning rate (or schedule) of the value function
@@ -106,8 +108,8 @@ class VPG(OnPolicy):
         n_steps: int = 4000,
         gamma: float = 0.99,
         gae_lambda: float = 0.97,
-        phi: str = "advantage",
-        horizon: str = "infinite",
+        phi: Phi = "advantage",
+        horizon: Horizon = "infinite",
         q_steps: int | None = None,
         vf_lr: float | Schedule | None = 1e-3,
         train_v_iters: int = 80,
@@ -127,7 +129,7 @@ class VPG(OnPolicy):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
         *,
-        value_target: str = "rewards_to_go",
+        value_target: ValueTarget = "rewards_to_go",
         reset_on_rollout: bool = True,
     ) -> None:
         super().__init__(
@@ -166,8 +168,8 @@ class VPG(OnPolicy):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        choice("phi", self.phi, PHI)
-        choice("horizon", self.horizon, ("infinite", "finite"))
+        choice("phi", self.phi, Phi)
+        choice("horizon", self.horizon, Horizon)
         if self.q_steps is not None and self.q_steps < 1:
             raise ConfigError(f"q_steps={self.q_steps} must be at least 1, or None to sum rewards to the end")
         if self.phi == "total_return" and not self.reset_on_rollout:
