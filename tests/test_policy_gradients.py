@@ -131,6 +131,13 @@ def test_vpg_reports_what_its_step_did() -> None:
     assert logged["train/value_loss"] > 0
 
 
+def test_vpg_takes_any_optimizer() -> None:
+    kwargs = {"net_arch": [8], "optimizer_class": th.optim.SGD}
+    model = VPG("MlpPolicy", "CartPole-v1", n_steps=64, policy_kwargs=kwargs).learn(64)
+    assert isinstance(model.policy.optimizer, th.optim.SGD)
+    assert VPG("MlpPolicy", "CartPole-v1").policy.optimizer.defaults["eps"] == 1e-8
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

@@ -148,7 +148,7 @@ class VPG(OnPolicy):
             rollout_buffer_kwargs=rollout_buffer_kwargs,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            policy_kwargs={**SPINNING_UP_POLICY, **(policy_kwargs or {})},
+            policy_kwargs=_with_defaults(policy_kwargs or {}),
             verbose=verbose,
             seed=seed,
             device=device,
@@ -236,3 +236,11 @@ class VPG(OnPolicy):
             self.logger.record("train/value_loss", losses_v[0].item())
             self.logger.record("train/delta_value_loss", (losses_v[-1] - losses_v[0]).item())
         self._record_policy(explained)
+
+
+def _with_defaults(policy_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Lay ``policy_kwargs`` over Spinning Up's; Adam's ε is for Adam, so another optimiser goes without."""
+    defaults = dict(SPINNING_UP_POLICY)
+    if "optimizer_class" in policy_kwargs:
+        del defaults["optimizer_kwargs"]
+    return {**defaults, **policy_kwargs}
