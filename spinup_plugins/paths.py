@@ -1,0 +1,17 @@
+"""Where the data that the code ships lives: inside an installed wheel, or at the top of a checkout."""
+
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["data_dir"]
+
+
+def data_dir(name: Literal["zoo", "tuning"]) -> Path:
+    """Return the folder of one kind of data.
+
+    :param name: ``"zoo"`` (hyperparameters, agents, results) or ``"tuning"`` (search spaces, studies)
+    :return: the wheel's copy, ``spinup_plugins/_data/<name>``, where there is one; else the checkout's ``<name>``
+    """
+    package = Path(__file__).parent
+    installed = package / "_data" / name
+    return installed if installed.is_dir() else package.parent / name

@@ -1,0 +1,129 @@
+"""Reading and writing YAML 1.2 as plain data, with the file and line of every key at hand for error messages.
+
+YAML 1.2 reads ``1e-3`` as a number and ``on`` as a word, unlike the YAML 1.1 of PyYAML. Only mappings with string keys,
+lists, strings, numbers, booleans and null are accepted: no tag can construct anything else.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import RoundTripRepresenter
+
+from spinup_plugins.errors import ConfigError
+
+__all__ = ["Locate", "dump_yaml", "load_yaml", "parse_yaml"]
+
+Locate: TypeAlias = Callable[[Sequence[str]], str]
+"""Maps a path of keys, such as ``("CartPole-v1", "gamma")``, to the ``"file:line"`` it stands on."""
+
+
+class _Representer(RoundTripRepresenter):
+    """Spells None out as ``null`` rather than leaving its place empty, and gives every key a line of its own."""
+
+
+_Representer.add_representer(type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"))
+_Representer.add_representer(
+    dict, lambda representer, data: representer.represent_mapping("tag:yaml.org,2002:map", data, flow_style=False)
+)
+
+_CORE = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")}
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def load_yaml(path: str | Path) -> tuple[dict[str, Any], Locate]:
+    """Read a YAML file whose top level is a mapping.
+
+    :param path: the file; UTF-8
+    :return: its content as plain data, and a function from a path of keys to ``"file:line"``
+    :raises ConfigError: the file is missing or unreadable, is not YAML, or holds more than plain data
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    data, locate = _parse(text, str(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(data).__name__}")
+    return data, locate
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Return the plain data that ``text`` spells in YAML, such as one value of the command line.
+
+    :param text: the YAML
+    :param source: what to call it in an error
+    :raises ConfigError: it is not YAML, or holds more than plain data
+    """
+    return _parse(text, source)[0]
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    """Return ``data`` as YAML 1.2 in the order of its keys; lists of scalars stay on one line.
+
+    :param data: plain data; what :func:`parse_yaml` makes of the result is equal to it
+    """
+    yaml = YAML(typ="rt", pure=True)  # round-trip keeps the order of keys, where the safe dumper sorts
+    yaml.Representer = _Representer
+    yaml.default_flow_style = None
+    yaml.width = 120
+    stream = StringIO()
+    yaml.dump(dict(data), stream)
+    return stream.getvalue()
+
+
+def _parse(text: str, source: str) -> tuple[Any, Locate]:
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        root = yaml.compose(text)
+        if root is not None:
+            _require_plain(root, source, (), set())
+        data = None if root is None else yaml.constructor.construct_document(root)
+    except MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{source}{line}: not valid YAML: {error.problem}") from None
+    except ConfigError:
+        raise
+    except (YAMLError, ValueError) as error:  # ValueError: a scalar that is not what its tag says, as in "!!int x"
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    return data, lambda keys: _locate(root, source, keys)
+
+
+def _require_plain(node: Node, source: str, above: tuple[Node, ...], seen: set[int]) -> None:
+    """Refuse tags beyond YAML's core schema, keys that are not strings, and a node that contains itself."""
+    here = f"{source}:{node.start_mark.line + 1}"
+    if node in above:
+        raise ConfigError(f"{here}: a value contains itself")
+    if id(node) in seen:  # an alias of a node already checked
+        return
+    seen.add(id(node))
+    if str(node.tag) not in _CORE:
+        spelled = f" {node.value!r}: quote it if it is meant as text" if isinstance(node, ScalarNode) else ""
+        raise ConfigError(f"{here}: YAML type {str(node.tag).removeprefix('tag:yaml.org,2002:')!r} is not allowed{spelled}")
+    if isinstance(node, SequenceNode):
+        for item in node.value:
+            _require_plain(item, source, (*above, node), seen)
+    elif isinstance(node, MappingNode):
+        for key, value in node.value:
+            if str(key.tag) not in ("tag:yaml.org,2002:str", _MERGE):
+                raise ConfigError(f"{source}:{key.start_mark.line + 1}: keys must be strings, found {key.value!r}")
+            _require_plain(value, source, (*above, node), seen)
+
+
+def _locate(node: Node | None, source: str, keys: Sequence[str]) -> str:
+    line = 0
+    for wanted in keys:
+        pairs = node.value if isinstance(node, MappingNode) else []
+        # The last match wins: pairs merged in by "<<" stand before the mapping's own.
+        found = [(key, value) for key, value in pairs if key.value == wanted]
+        if not found:
+            break
+        key, node = found[-1]
+        line = key.start_mark.line + 1
+    return f"{source}:{line}" if line else source
