@@ -22,7 +22,7 @@ LAYERS = (
     {"environments", "presets", "registry", "schema"},
     {"testing"},
     {"runs"},
-    {"cli"},
+    {"cli", "__main__"},
 )
 ALONE = LAYERS[5]  # no algorithm imports another
 

@@ -1,0 +1,116 @@
+"""What the subcommands share: where output goes, how errors and warnings read, ``key=value`` options, shown results."""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from spinup_plugins.errors import ConfigError, EnvFault, SpinupError
+from spinup_plugins.runs.files import one_line
+from spinup_plugins.yaml_files import parse_yaml
+
+if TYPE_CHECKING:
+    from spinup_plugins.runs.evaluation import Evaluation
+
+__all__ = ["Debug", "assignments", "complain", "episodes", "number", "reporting", "show", "show_evaluation"]
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Default: off, one line.")]
+"""The option that every command has."""
+
+
+def complain(kind: str, message: str) -> None:
+    """Write ``kind: message`` to standard error, on one line however narrow the terminal is.
+
+    :param kind: "error" or "warning"
+    :param message: what is wrong
+    """
+    line = Text.assemble((f"{kind}: ", "bold red" if kind == "error" else "bold yellow"), message)
+    Console(stderr=True).print(line, soft_wrap=True)
+
+
+@contextmanager
+def reporting(debug: bool, progress: Callable[[], str] | None = None) -> Iterator[None]:
+    """Turn what the block raises into one line and an exit status, and warnings into one line each.
+
+    :param debug: let errors through, with their traceback
+    :param progress: given once the input was found good: tells how far the work has come; failing then is status 1
+    :raises typer.Exit: with status 130 for Ctrl-C, 2 for input that is not valid, 1 for everything else
+    """
+
+    shown: set[str] = set()
+
+    def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = " ".join(re.sub(r"\x1b\[[0-9;]*m(WARN: )?", "", str(message)).split())  # Gymnasium colours its warnings
+        if text not in shown:
+            shown.add(text)
+            complain("warning", text)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            yield
+    except KeyboardInterrupt:
+        complain("error", f"interrupted {progress()}" if progress else "interrupted")
+        raise typer.Exit(130) from None
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        complain("error", one_line(error) + (f", {progress()}" if progress else ""))
+        bad_input = isinstance(error, SpinupError) and not isinstance(error, EnvFault) and progress is None
+        raise typer.Exit(2 if bad_input else 1) from None
+
+
+def assignments(option: str, items: Sequence[str]) -> dict[str, Any]:
+    """Read ``key=value`` texts; a dotted key sets one entry of a mapping.
+
+    :param option: the option they were given to, for errors
+    :param items: the texts; values are YAML 1.2, so ``1e-3`` is a number and ``[64, 64]`` a list
+    :return: nested mappings
+    :raises ConfigError: a text has another form, its value is not YAML, or a key is both a value and a mapping
+    """
+    values: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        *parents, name = key.split(".")
+        if not equals or not all((*parents, name)):
+            raise ConfigError(f"{option} {item}: expected key=value")
+        inner = values
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{option} {key}: {parent!r} was set to {inner!r} before")
+        inner[name] = parse_yaml(text, f"{option} {key}")
+    return values
+
+
+def number(value: float) -> str:
+    """Write a return or a score with the digits that matter."""
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def episodes(n: int) -> str:
+    """Write a number of episodes."""
+    return f"{n} episode{'s' if n > 1 else ''}"
+
+
+def show(console: Console, label: str, value: str) -> None:
+    """Print one line of a result; a long value is not wrapped, so that a path in it can be copied."""
+    console.print(Text.assemble((f"  {label:<8} ", "dim"), value), soft_wrap=True)
+
+
+def show_evaluation(console: Console, evaluation: "Evaluation") -> None:
+    """Print what an evaluation says about a policy."""
+    summary = evaluation.summary
+    show(console, "return", f"{number(summary.mean)} ± {number(summary.std)}  (mean ± std of {episodes(summary.n)})")
+    if summary.interval is not None:
+        low, high = map(number, summary.interval)
+        show(console, "IQM", f"{number(summary.iqm)}  (95 % interval {low} to {high})")
+    if evaluation.successes is not None:
+        show(console, "success", f"{sum(evaluation.successes) / len(evaluation.successes):.0%}")

@@ -1,0 +1,209 @@
+"""``spinup train``: one run, from a command line to a folder with a model."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from spinup_plugins.cli.console import Debug, assignments, episodes, number, reporting, show, show_evaluation
+from spinup_plugins.yaml_files import parse_yaml
+
+if TYPE_CHECKING:
+    from spinup_plugins.runs.runner import Run
+
+__all__ = ["command"]
+
+
+def command(
+    context: typer.Context,
+    algo: Annotated[
+        str | None,
+        typer.Argument(metavar="ALGO", help="Algorithm; 'spinup list' shows them. Default: --config's."),
+    ] = None,
+    env: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="ENV",
+            help="Gymnasium id, such as CartPole-v1, or module:id to import the module that registers it. "
+            "Default: --config's.",
+        ),
+    ] = None,
+    n_timesteps: Annotated[
+        str | None,
+        typer.Option(
+            "-n",
+            "--n-timesteps",
+            metavar="STEPS",
+            help="Environment steps to train for, summed over the environments. Default: the preset's, else 100000.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of parameters, exploration and environments. Default: 0.")] = None,
+    n_envs: Annotated[
+        int | None, typer.Option(help="Copies of the environment, stepped side by side. Default: the preset's, else 1.")
+    ] = None,
+    vec_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="dummy|subproc",
+            help="Step the copies in this process (dummy) or each in its own (subproc). Default: dummy.",
+        ),
+    ] = None,
+    env_kwargs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Argument of the environment's constructor; VALUE is YAML. May be repeated. Default: the preset's.",
+        ),
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalize/--no-normalize",
+            help="Normalise observations and rewards by running statistics. Default: the preset's, else off.",
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="MlpPolicy, CnnPolicy, MultiInputPolicy or module:Class. Default: chosen by the observation space.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Values to begin with: default (the constructor's), spinning_up (the original's), zoo (tuned for ENV) "
+            "or a YAML file. Default: default.",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-s",
+            "--set",
+            metavar="KEY=VALUE",
+            help="Constructor argument, as 'spinup describe ALGO' lists them; VALUE is YAML. May be repeated. A dot "
+            "reaches inside: policy_kwargs.net_arch=[64,64]. Default: the preset's.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Configuration, such as a run's config.yml; options given besides it override it. Default: none.",
+        ),
+    ] = None,
+    eval_every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEPS",
+            help="Environment steps between evaluations, summed over the environments; 0 for none. Default: a "
+            "twentieth of the training, at least 1000.",
+        ),
+    ] = None,
+    eval_episodes: Annotated[int | None, typer.Option(help="Episodes of each evaluation during training. Default: 5.")] = None,
+    final_episodes: Annotated[int | None, typer.Option(help="Episodes of the evaluation after training. Default: 20.")] = None,
+    folder: Annotated[
+        Path,
+        typer.Option("-f", "--folder", metavar="FOLDER", help="Folder of all runs; this one's is FOLDER/ALGO/ENV_<n>."),
+    ] = Path("runs"),
+    progress: Annotated[
+        bool, typer.Option("-P", "--progress", help="Show a progress bar in a terminal. Default: off.")
+    ] = False,
+    callback: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Callback to call after every step: module:Class, module:function or module:Class:{key: value}. "
+            "May be repeated. Default: none.",
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that torch may use. Default: 1.")] = None,
+    tensorboard: Annotated[
+        bool | None, typer.Option("--tensorboard", help="Write TensorBoard events into the run folder. Default: off.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device of the networks: cpu, cuda, cuda:1 or auto. Default: auto.")
+    ] = None,
+    verbose: Annotated[
+        int | None, typer.Option(help="Messages of the algorithm: 0 none, 1 progress tables, 2 debugging. Default: 0.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Train an algorithm on an environment.
+
+    Configuration, learning curve, evaluations and model are left in a run folder.
+    """
+    with reporting(debug):
+        from spinup_plugins.runs.callbacks import ProgressBar
+        from spinup_plugins.runs.config import Layer, compose, file_layer
+        from spinup_plugins.runs.runner import prepare
+
+        values = {
+            "algo": algo,
+            "env": env,
+            "n_timesteps": None if n_timesteps is None else parse_yaml(n_timesteps, "--n-timesteps"),
+            "seed": seed,
+            "n_envs": n_envs,
+            "vec_env": vec_env,
+            "env_kwargs": assignments("--env-kwargs", env_kwargs or ()),
+            "normalize": normalize,
+            "policy": policy,
+            "preset": preset,
+            "hyperparameters": assignments("--set", set_ or ()) | _given({"device": device, "verbose": verbose}),
+            "eval_every": None if eval_every is None else parse_yaml(eval_every, "--eval-every"),
+            "eval_episodes": eval_episodes,
+            "final_episodes": final_episodes,
+            "callbacks": callback,
+            "threads": threads,
+            "tensorboard": tensorboard,
+        }
+        below = [file_layer(config)] if config is not None else []
+        run = prepare(compose(*below, Layer(_given(values), _option)), folder, command=context.obj)
+
+    def reached() -> str:
+        steps = f"{run.model.num_timesteps:,} of {run.config.n_timesteps:,} steps"
+        return f"after {steps}; the model so far is in {run.folder}"
+
+    with reporting(debug, reached):
+        aside = Console(stderr=True)
+        aside.print(f"training {run.config.algo} on {run.config.env} in {run.folder}", style="dim", soft_wrap=True)
+        if progress:
+            with ProgressBar(run.config.n_timesteps, aside) as bar:
+                run.learn([bar])
+        else:
+            run.learn()
+        _summarise(run)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _option(keys: Sequence[str]) -> str:
+    """Name the option that a key of the configuration was given by."""
+    key, *inner = keys
+    if key in ("algo", "env"):
+        return key.upper()
+    name = {"hyperparameters": "set", "callbacks": "callback"}.get(key, key.replace("_", "-"))
+    return " ".join([f"--{name}", ".".join(inner)]).rstrip()
+
+
+def _summarise(run: "Run") -> None:
+    """Print what was trained, how well it does, where it is and what to type next."""
+    console = Console(highlight=False)
+    config, steps = run.config, run.model.num_timesteps
+    speed = f"{steps:,} steps in {run.seconds:,.0f} s ({steps / run.seconds:,.0f} a second)"
+    console.print(f"{config.algo} on {config.env}, seed {config.seed}: {speed}", style="bold", soft_wrap=True)
+    if run.evaluation is not None:
+        show_evaluation(console, run.evaluation)
+    if run.best is not None:
+        step, mean = run.best
+        origin = f"mean of {episodes(config.eval_episodes)} while training"
+        show(console, "best", f"{number(mean)} at step {step:,}  ({origin})")
+    show(console, "folder", str(run.folder))
+    show(console, "next", f"spinup eval {shlex.quote(str(run.folder))}")

@@ -1,0 +1,1 @@
+"""What surrounds one ``learn()``: configuration, the run folder, evaluation and its statistics."""

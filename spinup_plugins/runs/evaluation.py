@@ -1,0 +1,187 @@
+"""How well a policy does: undiscounted, unnormalised returns of whole episodes from reproducible initial states."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic_core import to_json
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from spinup_plugins import registry, schema
+from spinup_plugins.environments import make_env
+from spinup_plugins.errors import ConfigError, ModelFileError, SpinupError
+from spinup_plugins.runs.config import Layer, RunConfig, compose, load
+from spinup_plugins.runs.files import BEST, CONFIG, MODEL, STATUS, VECNORMALIZE, Status, one_line
+from spinup_plugins.runs.statistics import Summary, summarise
+
+__all__ = ["Evaluation", "LoadedRun", "derived_seed", "evaluate", "evaluation_env", "load_run"]
+
+COPIES = 4
+"""Environments side by side in an evaluation: one forward pass then serves as many steps."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodes played by one policy, in the order in which they ended.
+
+    :param returns: undiscounted return of each episode, shape (n,)
+    :param lengths: steps of each episode, shape (n,)
+    :param successes: ``is_success`` at the end of each episode; None unless the environment reports it
+    """
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    successes: tuple[bool, ...] | None
+
+    @property
+    def summary(self) -> Summary:
+        """Mean, spread, interquartile mean and its interval of the returns."""
+        return summarise(self.returns)
+
+    def json(self) -> str:
+        """Return the episodes and their summary as JSON."""
+        data = {"summary": asdict(self.summary), **asdict(self)}
+        return to_json(data, indent=2, inf_nan_mode="null").decode()
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model with an environment to evaluate it on.
+
+    :param config: how it was trained
+    :param model: the algorithm, ready to ``predict``
+    :param env: copies of its environment, normalised as it needs
+    :param status: how the run ended; None for a model outside a run folder
+    """
+
+    config: RunConfig
+    model: BaseAlgorithm
+    env: VecEnv
+    status: Status | None
+
+
+def evaluate(model: BaseAlgorithm, env: VecEnv, n_episodes: int, *, deterministic: bool = True, seed: int = 0) -> Evaluation:
+    """Play ``n_episodes`` whole episodes; equal arguments give equal episodes.
+
+    :param model: a trained algorithm
+    :param env: monitored environments; the episodes are divided over them evenly, as ``evaluate_policy`` does
+    :param n_episodes: number of episodes, at least 1
+    :param deterministic: play the mode of the policy's distribution; otherwise sample from it, for which the global
+        generators (Python, NumPy, torch) are seeded
+    :param seed: seed of the initial states; environment ``i`` gets ``seed + i``
+    :raises ConfigError: fewer than one episode
+    """
+    if n_episodes < 1:
+        raise ConfigError(f"the number of episodes must be at least 1, not {n_episodes}")
+    if not deterministic:
+        set_random_seed(seed)
+    env.seed(seed)
+    successes: list[bool] = []
+
+    def note_success(local: dict[str, Any], _: dict[str, Any]) -> None:
+        if local["done"] and "is_success" in local["info"]:
+            successes.append(bool(local["info"]["is_success"]))
+
+    returns, lengths = evaluate_policy(
+        model, env, n_episodes, deterministic=deterministic, return_episode_rewards=True, callback=note_success
+    )
+    assert isinstance(returns, list), "as return_episode_rewards asks for"
+    assert isinstance(lengths, list), "likewise"
+    return Evaluation(tuple(map(float, returns)), tuple(map(int, lengths)), tuple(successes) or None)
+
+
+def derived_seed(seed: int, purpose: Literal["selection", "report"]) -> int:
+    """Return a seed for episodes that neither training nor, for the report, the choice of the best model has seen.
+
+    :param seed: a run's seed
+    :param purpose: "selection" for evaluations during training, "report" for those after it
+    :return: in [0, 2**32)
+    """
+    return int(np.random.SeedSequence((seed, ("selection", "report").index(purpose))).generate_state(1)[0])
+
+
+def evaluation_env(config: RunConfig, *, statistics: Path | None = None, render: bool = False) -> VecEnv:
+    """Build copies of a run's environment that leave rewards and normalisation statistics alone.
+
+    :param config: the run's configuration
+    :param statistics: file with the normalisation statistics; None begins with blank ones
+    :param render: build a single copy, shown in a window
+    :raises ModelFileError: ``statistics`` is missing, damaged or another environment's
+    """
+    env = make_env(
+        config.env,
+        1 if render else COPIES,
+        env_kwargs={**config.env_kwargs, "render_mode": "human"} if render else config.env_kwargs,
+        normalize=config.normalize if statistics is None else False,
+    )
+    if statistics is not None:
+        try:
+            env = VecNormalize.load(str(statistics), env)
+        except Exception as error:  # unpickling a damaged file can raise anything
+            env.close()
+            raise ModelFileError(f"cannot load '{statistics}': {one_line(error)}") from error
+    if isinstance(env, VecNormalize):
+        env.training = False
+        env.norm_reward = False
+    return env
+
+
+def load_run(
+    path: str | Path, *, best: bool = False, algo: str | None = None, env: str | None = None, render: bool = False
+) -> LoadedRun:
+    """Load a trained model together with its environment. Models are unpickled: load only those you trust.
+
+    :param path: run folder, or a model's ``.zip``
+    :param best: of a run folder, load the best model of the evaluations during training, not the last one
+    :param algo: the model's algorithm; needed where no configuration lies beside a ``.zip``
+    :param env: environment id; needed likewise, otherwise in place of the one it was trained on
+    :param render: show one environment in a window
+    :raises ModelFileError: there is no such run or model, or it cannot be loaded for that algorithm and environment
+    :raises ConfigError: the configuration beside the model is not valid, or ``algo`` or ``env`` is missing
+    """
+    path = Path(path)
+    if path.suffix == ".zip":
+        folder, file = path.parent, path
+    else:
+        folder, file = path, path / f"{BEST if best else ''}{MODEL}"
+        if not (folder / CONFIG).is_file():
+            raise ModelFileError(f"'{path}' is not a run folder: it has no {CONFIG}{_newest_run(path)}")
+    status = Status.read(folder) if (folder / STATUS).is_file() else None
+    if not file.is_file():
+        state = f"; the run is {status.state}" if status is not None else ""
+        raise ModelFileError(f"there is no '{file}'{state}")
+    config = _config(folder, algo, env)
+    spec = registry.get_spec(config.algo)
+    cls = spec.load()
+    normalised = folder / file.name.replace(MODEL, VECNORMALIZE)
+    envs = evaluation_env(config, statistics=normalised if config.normalize else None, render=render)
+    # An evaluation needs no replay, whose memory would otherwise be taken again.
+    options: dict[str, Any] = {"buffer_size": 1} if "buffer_size" in schema.constructor_parameters(cls) else {}
+    try:
+        model = cls.load(file, env=envs, **options)
+    except Exception as error:  # a foreign or damaged file can make Stable-Baselines3 raise anything
+        envs.close()
+        if isinstance(error, SpinupError):
+            raise
+        raise ModelFileError(f"cannot load '{file}' as {spec.name} for {config.env}: {one_line(error)}") from error
+    return LoadedRun(config, model, envs, status)
+
+
+def _config(folder: Path, algo: str | None, env: str | None) -> RunConfig:
+    given = {key: value for key, value in (("algo", algo), ("env", env)) if value is not None}
+    if (folder / CONFIG).is_file():
+        return load(folder / CONFIG).model_copy(update=given)
+    if len(given) < 2:
+        raise ConfigError(f"no {CONFIG} lies beside the model, so its algorithm and environment must be given")
+    return compose(Layer(given, lambda keys: keys[0]))
+
+
+def _newest_run(folder: Path) -> str:
+    """Point to the run inside ``folder``, if there are any, that began last."""
+    runs = [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")]
+    newest = max(runs, key=lambda file: file.stat().st_mtime, default=None)
+    return f" (did you mean '{newest.parent}'?)" if newest is not None else ""

@@ -1,0 +1,151 @@
+"""The layout of a run folder, and writing to it: a file is either whole or absent, so nobody ever reads half of one."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from pydantic import TypeAdapter, ValidationError
+
+from spinup_plugins.errors import ConfigError, SpinupError
+
+__all__ = [
+    "BEST",
+    "CONFIG",
+    "EVALUATION",
+    "MODEL",
+    "STATUS",
+    "VECNORMALIZE",
+    "State",
+    "Status",
+    "claimed",
+    "one_line",
+    "replacing",
+    "write_text",
+]
+
+CONFIG = "config.yml"
+MODEL = "model.zip"
+VECNORMALIZE = "vecnormalize.pkl"
+EVALUATION = "evaluation.json"
+STATUS = "status.json"
+BEST = "best_"
+"""Prefix of :data:`MODEL` and :data:`VECNORMALIZE` for the best policy of the evaluations during training."""
+
+
+State: TypeAlias = Literal["running", "finished", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run has come.
+
+    :param state: "running" until it ends in one of the other three ways
+    :param timesteps: environment steps taken, summed over the environments
+    :param seconds: wall time since training began
+    :param error: why the run failed, in one line
+    """
+
+    state: State
+    timesteps: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+
+    def write(self, folder: Path) -> None:
+        """Replace the status file of ``folder``."""
+        write_text(folder / STATUS, _STATUS.dump_json(self, indent=2).decode() + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Status":
+        """Read the status file of ``folder``.
+
+        :raises ConfigError: it is missing or damaged
+        """
+        try:
+            return _STATUS.validate_json((folder / STATUS).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise ConfigError(f"{folder / STATUS}: missing or damaged") from error
+
+
+_STATUS = TypeAdapter(Status)
+
+
+def one_line(error: Exception) -> str:
+    """Return what ``error`` says on one line, after its type unless it is one of ours, whose text says it all."""
+    text = " ".join(str(error).split())
+    if isinstance(error, SpinupError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def claimed(parent: Path, algo: str, env: str) -> Iterator[Path]:
+    """Create the next free ``<parent>/<algo>/<env>_<n>``, n = 1, 2, …; two processes never get the same one.
+
+    If the block raises, the folder goes again, with whatever empty folders were created for it.
+
+    :param parent: folder of all runs; created if need be
+    :param algo: algorithm name; ``sb3:ppo`` becomes ``sb3-ppo``
+    :param env: environment id; ``module:ALE/Pong-v5`` becomes ``ALE-Pong-v5``
+    :raises ConfigError: the folder cannot be created
+    """
+    home = parent / _file_name(algo)
+    created = [path for path in (home, *home.parents) if not path.exists()]
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        folder = _next_free(home, _file_name(env.rpartition(":")[2]))
+    except OSError as error:
+        raise ConfigError(f"cannot create a run folder in '{home}': {error.strerror}") from error
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder)
+        for path in created:
+            with suppress(OSError):  # another run has moved in
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` to write to; it takes ``path``'s place if the block ends without an error.
+
+    The temporary name keeps the suffix, because NumPy and Stable-Baselines3 append one that is missing.
+
+    :param path: file to create or replace; its folder must exist
+    :raises OSError: the folder cannot be written to
+    """
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` in UTF-8, all of it or nothing.
+
+    :param path: file to create or replace
+    :param text: its whole content
+    :raises OSError: the folder cannot be written to
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _next_free(home: Path, name: str) -> Path:
+    while True:
+        taken = [int(found[1]) for path in home.iterdir() if (found := re.fullmatch(rf"{re.escape(name)}_(\d+)", path.name))]
+        folder = home / f"{name}_{max(taken, default=0) + 1}"
+        with suppress(FileExistsError):  # another process was quicker
+            folder.mkdir()
+            return folder
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]", "-", name)

@@ -1,0 +1,184 @@
+"""One training run: everything from a configuration to a folder with the model, its curve and how well it does."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import sync_envs_normalization
+
+from spinup_plugins import registry, schema
+from spinup_plugins.environments import make_env
+from spinup_plugins.errors import ConfigError, EnvFault, SpinupError
+from spinup_plugins.runs.callbacks import Evaluations, load_callback, save_model
+from spinup_plugins.runs.config import RunConfig, completed, dump
+from spinup_plugins.runs.evaluation import Evaluation, derived_seed, evaluate, evaluation_env
+from spinup_plugins.runs.files import CONFIG, EVALUATION, State, Status, claimed, one_line, write_text
+
+__all__ = ["Run", "prepare", "train"]
+
+
+@dataclass
+class Run:
+    """A run whose folder, environments and model stand ready.
+
+    :param folder: the run folder
+    :param config: its configuration, every choice made explicit
+    :param model: the algorithm
+    :param callbacks: those that the configuration names
+    :param evaluations: the evaluations during training
+    :param evaluation: the evaluation after training; None until then
+    :param seconds: wall time of training
+    """
+
+    folder: Path
+    config: RunConfig
+    model: BaseAlgorithm
+    callbacks: list[BaseCallback]
+    evaluations: Evaluations
+    evaluation: Evaluation | None = None
+    seconds: float = 0.0
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Timestep and mean return of the best evaluation during training, whose model was kept; None without any."""
+        means = [float(np.mean(returns)) for returns in self.evaluations.evaluations_results]
+        if not means:
+            return None
+        first = int(np.argmax(means))
+        return self.evaluations.evaluations_timesteps[first], means[first]
+
+    def learn(self, callbacks: Sequence[BaseCallback] = ()) -> Evaluation:
+        """Train, save and evaluate, once; the environments are closed afterwards.
+
+        Whatever ends training early (an error, Ctrl-C), the model so far is saved, the status tells, and it is raised
+        on.
+
+        :param callbacks: callbacks besides the configuration's
+        :return: the evaluation after training
+        :raises EnvFault: an environment broke its contract, or its process died
+        """
+        began = perf_counter()
+        try:
+            with _threads(self.config.threads):
+                try:
+                    self.model.learn(self.config.n_timesteps, [self.evaluations, *self.callbacks, *callbacks])
+                finally:
+                    self.seconds = perf_counter() - began
+                    save_model(self.model, self.folder)
+                self.evaluation = self._evaluate()
+            write_text(self.folder / EVALUATION, f"{self.evaluation.json()}\n")
+            self._note("finished")
+        except KeyboardInterrupt:
+            self._note("interrupted")
+            raise
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            fault = EnvFault("the process of an environment died; its own message stands above")
+            self._note("failed", fault)
+            raise fault from error
+        except Exception as error:
+            self._note("failed", error)
+            raise
+        finally:
+            self._close()
+        return self.evaluation
+
+    def _evaluate(self) -> Evaluation:
+        trained_on = self.model.get_env()
+        env = self.evaluations.eval_env
+        if self.model.get_vec_normalize_env() is not None and trained_on is not None:
+            sync_envs_normalization(trained_on, env)
+        seed = derived_seed(self.config.seed, "report")
+        return evaluate(self.model, env, self.config.final_episodes, seed=seed)
+
+    def _note(self, state: State, error: Exception | None = None) -> None:
+        message = None if error is None else one_line(error)
+        Status(state, self.model.num_timesteps, round(self.seconds, 3), message).write(self.folder)
+
+    def _close(self) -> None:
+        self.model.logger.close()
+        for env in (self.model.get_env(), self.evaluations.eval_env):
+            if env is not None:
+                with suppress(EOFError, OSError):  # processes that died do not answer
+                    env.close()
+
+
+def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | None = None) -> Run:
+    """Make everything ready to train: check, claim a folder, build environments and model, write the configuration.
+
+    :param config: the configuration
+    :param folder: folder of all runs; this one's is ``<folder>/<algo>/<env>_<n>`` with the next free n
+    :param command: the command line to record
+    :raises SpinupError: something in ``config`` is not valid; no folder is left behind then
+    """
+    spec = registry.get_spec(config.algo)
+    config = completed(config, command)
+    schema.resolve(spec.load(), config.hyperparameters)
+    callbacks = [load_callback(text) for text in config.callbacks]
+    with claimed(Path(folder), config.algo, config.env) as home, _threads(config.threads), ExitStack() as on_error:
+        env = make_env(
+            config.env,
+            config.n_envs,
+            vec_env=config.vec_env,
+            seed=config.seed,
+            env_kwargs=config.env_kwargs,
+            normalize=config.normalize,
+            monitor_dir=home,
+            gamma=config.hyperparameters.get("gamma"),
+        )
+        on_error.callback(env.close)
+        try:
+            if config.policy is None:
+                config = config.model_copy(update={"policy": registry.choose_policy(spec.load(), env.observation_space)})
+            values = {**config.hyperparameters, "seed": config.seed}
+            model = registry.build(spec, env, values, policy=config.policy)
+            verbose = ["stdout"] if model.verbose else []
+            tensorboard = ["tensorboard"] if config.tensorboard else []
+            model.set_logger(configure(str(home), ["csv", *verbose, *tensorboard]))
+        except (SpinupError, AssertionError, TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"cannot train {spec.name} on {config.env}: {one_line(error)}") from error
+        on_error.callback(model.logger.close)
+        eval_env = type(model)._wrap_env(evaluation_env(config), monitor_wrapper=False)
+        on_error.callback(eval_env.close)
+        assert config.eval_every is not None, "made explicit by completed()"
+        evaluations = Evaluations(
+            eval_env,
+            every=config.eval_every,
+            episodes=config.eval_episodes,
+            seed=derived_seed(config.seed, "selection"),
+            folder=home,
+        )
+        dump(config, home / CONFIG)
+        run = Run(home, config, model, callbacks, evaluations)
+        run._note("running")
+        on_error.pop_all()
+    return run
+
+
+def train(config: RunConfig, folder: str | Path = "runs", callbacks: Sequence[BaseCallback] = ()) -> Run:
+    """Train as ``config`` says; see :func:`prepare` and :meth:`Run.learn`.
+
+    :param config: the configuration
+    :param folder: folder of all runs
+    :param callbacks: callbacks besides the configuration's
+    """
+    run = prepare(config, folder)
+    run.learn(callbacks)
+    return run
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Let torch use ``n`` threads inside the block."""
+    before = th.get_num_threads()
+    th.set_num_threads(n)
+    try:
+        yield
+    finally:
+        th.set_num_threads(before)
