@@ -7,6 +7,7 @@ __all__ = [
     "ConfigError",
     "EnvFault",
     "ModelFileError",
+    "ModelFileMissingError",
     "PluginError",
     "SpinupError",
     "UnknownNameError",
@@ -32,6 +33,10 @@ class EnvFault(SpinupError, ValueError):
 
 class ModelFileError(SpinupError, ValueError):
     """A model file is missing, truncated, tampered with, or not one of this algorithm's."""
+
+
+class ModelFileMissingError(ModelFileError, FileNotFoundError):
+    """There is no such model file; also the ``FileNotFoundError`` that Stable-Baselines3's callers expect."""
 
 
 class PluginError(SpinupError, RuntimeError):

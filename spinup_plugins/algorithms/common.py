@@ -3,7 +3,6 @@
 import io
 import json
 import pathlib
-import pickle
 import tempfile
 import traceback
 import zipfile
@@ -11,8 +10,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from inspect import signature
-from os import chmod, replace, umask
+from os import chmod, replace, umask, unlink
+from textwrap import shorten
 from typing import Any, ClassVar, TypeVar, get_args
 
 import numpy as np
@@ -20,10 +19,19 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from spinup_plugins.errors import ConfigError, EnvFault, ModelFileError, nearest
+from spinup_plugins.errors import (
+    ConfigError,
+    EnvFault,
+    ModelFileError,
+    ModelFileMissingError,
+    SpinupError,
+    UnknownNameError,
+    nearest,
+)
 
 __all__ = ["DropIn", "choice"]
 
@@ -47,12 +55,23 @@ class DropIn(BaseAlgorithm):
     Zips keep Stable-Baselines3's format and refer to none of this package's modules, so they open in either.
     """
 
-    #: the default ``tb_log_name`` of ``learn()``, as Stable-Baselines3 names it
-    _log_name: ClassVar[str]
-    #: an attribute that this algorithm's files hold and its siblings' do not
-    _file_mark: ClassVar[str]
+    #: an attribute that this algorithm's files hold and its siblings' do not; every file holds the default
+    _file_mark: ClassVar[str] = "policy_class"
     #: attributes that only other algorithms' files hold
     _foreign_marks: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def _log_name(cls) -> str:
+        """Name a run in TensorBoard as Stable-Baselines3 does: after the algorithm, also where a program subclasses it."""
+        return next(base.__name__ for base in cls.__mro__ if "_file_mark" in vars(base))
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            raise UnknownNameError(
+                f"Policy {policy_name} unknown{nearest(policy_name, self.policy_aliases)};"
+                f" {type(self).__name__} has {', '.join(self.policy_aliases)}"
+            )
+        return self.policy_aliases[policy_name]
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -72,11 +91,17 @@ class DropIn(BaseAlgorithm):
         target = target if target.suffix else target.with_name(f"{target.name}.zip")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as temporary:
-            temporary.write(content.getbuffer())
-        mask = umask(0)
-        umask(mask)
-        chmod(temporary.name, 0o666 & ~mask)
-        replace(temporary.name, target)
+            try:
+                temporary.write(content.getbuffer())
+                temporary.close()  # Windows neither renames nor deletes open files
+                mask = umask(0)
+                umask(mask)
+                chmod(temporary.name, 0o666 & ~mask)
+                replace(temporary.name, target)
+            except BaseException:
+                temporary.close()
+                unlink(temporary.name)
+                raise
 
     @classmethod
     def load(
@@ -102,34 +127,52 @@ class DropIn(BaseAlgorithm):
         :param kwargs: attributes to override, by their constructor names
         :return: a new model
         :raises ConfigError: on a keyword that is no attribute of this algorithm
-        :raises ModelFileError: on a file that is missing, damaged or another algorithm's
+        :raises ModelFileError: on a file that is missing (then also a ``FileNotFoundError``), damaged or another
+            algorithm's
         """
-        blank = cls(policy=next(iter(cls.policy_aliases)), env=None, device="cpu", _init_setup_model=False)  # type: ignore[call-arg]
-        known = set(signature(cls).parameters) | set(vars(blank))
-        for key in kwargs:
-            if key not in known:
-                raise ConfigError(f"{cls.__name__}.load() got an unknown argument {key!r}{nearest(key, known)}")
+        blank = cls(  # type: ignore[call-arg]
+            policy=next(iter(cls.policy_aliases)),
+            env=None,
+            device="cpu",
+            policy_kwargs=kwargs.get("policy_kwargs"),
+            _init_setup_model=False,
+        )
         saved = cls._inspect(path)
+        known = set(vars(blank)) | set(saved)
+        for key in kwargs:
+            if key not in known | {"stats_window_size"}:
+                raise ConfigError(f"{cls.__name__}.load() got an unknown argument {key!r}{nearest(key, known)}")
+        kwargs = cls._adopt(saved) | kwargs
+        if "policy_kwargs" in kwargs:  # compared with the file's, which has what the constructor adds
+            kwargs["policy_kwargs"] = blank.policy_kwargs
+        if "stats_window_size" in kwargs:
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
         try:
-            return super().load(
-                path,
-                env=env,
-                device=device,
-                custom_objects=custom_objects,
-                print_system_info=print_system_info,
-                force_reset=force_reset,
-                **{**cls._adopt(saved), **kwargs},
-            )
-        except (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, EOFError, KeyError) as exc:
-            raise ModelFileError(f"cannot load {_name(path)}: damaged content ({exc})") from exc
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        except (SpinupError, AssertionError, MemoryError):
+            raise
+        except Exception as error:
+            fault: Exception | None = error
+            if env is not None or kwargs:
+                # Only what fails without the caller's environment and arguments too is the file's own fault.
+                fault = None
+                try:
+                    super().load(path, device=device, custom_objects=custom_objects)
+                except AssertionError:  # HER asks for an environment
+                    pass
+                except Exception as plain:
+                    fault = plain
+            if fault is None:
+                raise
+            text = f"cannot load {_name(path)}: {type(fault).__name__}: {fault}"
+            raise ModelFileError(shorten(text, 300)) from fault
 
     @classmethod
     def _inspect(cls, path: Path) -> dict[str, Any]:
         """Check that ``path`` is an undamaged zip of this algorithm; return its attributes as JSON holds them."""
         if isinstance(path, (str, pathlib.Path)):
             path = pathlib.Path(path)
-            if not path.exists() and not path.suffix:
-                path = path.with_name(f"{path.name}.zip")
+            path = path if path.exists() else path.with_name(f"{path.name}.zip")
         try:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
@@ -138,15 +181,22 @@ class DropIn(BaseAlgorithm):
                 if "data" not in archive.namelist():
                     raise ModelFileError(f"cannot load {_name(path)}: not a Stable-Baselines3 model (it holds no 'data')")
                 data = json.loads(archive.read("data"))
+        except FileNotFoundError as exc:
+            raise ModelFileMissingError(f"cannot load {_name(path)}: no such file") from exc
         except OSError as exc:
             raise ModelFileError(f"cannot load {_name(path)}: {exc.strerror or exc}") from exc
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as exc:
             raise ModelFileError(f"cannot load {_name(path)}: not a complete zip file ({exc})") from exc
         except ValueError as exc:
             raise ModelFileError(f"cannot load {_name(path)}: its 'data' is not JSON ({exc})") from exc
-        if not isinstance(data, dict) or cls._file_mark not in data or any(mark in data for mark in cls._foreign_marks):
+        if not isinstance(data, dict) or not cls._wrote(data):
             raise ModelFileError(f"cannot load {_name(path)}: another algorithm than {cls.__name__} wrote it")
         return data
+
+    @classmethod
+    def _wrote(cls, saved: dict[str, Any]) -> bool:
+        """Whether a file with these attributes is this algorithm's or its counterpart's."""
+        return cls._file_mark in saved and not any(mark in saved for mark in cls._foreign_marks)
 
     @classmethod
     def _adopt(cls, saved: dict[str, Any]) -> dict[str, Any]:
@@ -184,8 +234,20 @@ class DropIn(BaseAlgorithm):
         self._check_finite(self._last_obs)
         return result
 
-    def _check_finite(self, observations: Any, rewards: Any = None) -> None:
-        """Raise :class:`EnvFault` where a step or reset returned a NaN, an infinity or another shape than its space."""
+    def _check_final(self, observation: Any, number: int) -> None:
+        """Do the same for the last observation of the episode that environment ``number`` has just ended."""
+        if isinstance(observation, dict):
+            self._check_finite({key: np.asarray(value)[None] for key, value in observation.items()}, first=number)
+        else:
+            self._check_finite(np.asarray(observation)[None], first=number)
+
+    def _check_finite(self, observations: Any, rewards: Any = None, *, first: int = 0) -> None:
+        """Raise :class:`EnvFault` where a step or reset returned a NaN, an infinity or another shape than its space.
+
+        :param observations: (N, …), or a dict of such
+        :param rewards: (N,)
+        :param first: number of the first row's environment
+        """
         parts: dict[str, tuple[Any, spaces.Space[Any] | None]] = {"reward": (rewards, None)} if rewards is not None else {}
         if isinstance(observations, dict):
             assert isinstance(self.observation_space, spaces.Dict)
@@ -195,38 +257,51 @@ class DropIn(BaseAlgorithm):
         for part, (values, space) in parts.items():
             if space is not None and values.shape[1:] != space.shape:
                 raise EnvFault(
-                    f"{_env_name(self.env, 0)} returned {part} of shape {values.shape[1:]} at timestep"
+                    f"{_env_name(self.env, first)} returned {part} of shape {values.shape[1:]} at timestep"
                     f" {self.num_timesteps}, its space is {space}"
                 )
+            if values.dtype.kind != "f":
+                continue
             # A sum is NaN or infinite whenever an entry is, and costs one pass without a temporary.
-            if values.dtype.kind == "f" and not np.isfinite(values.sum()):
+            with np.errstate(over="ignore", invalid="ignore"):
+                suspicious = not np.isfinite(values.sum())
+            if suspicious:
                 rows = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
                 if len(rows):
                     raise EnvFault(
-                        f"{_env_name(self.env, int(rows[0]))} returned NaN or infinity in its {part}"
+                        f"{_env_name(self.env, first + int(rows[0]))} returned NaN or infinity in its {part}"
                         f" at timestep {self.num_timesteps}"
                     )
 
     @contextmanager
     def _named_faults(self) -> Iterator[None]:
-        """Turn a vec-env's failure to store an observation, which names neither environment nor space, into one that does."""
+        """Say which environment and space it was about where a vec-env cannot store an observation, or lost a process."""
         try:
             yield
-        except ValueError as error:
-            if traceback.extract_tb(error.__traceback__)[-1].name != "_save_obs":
+        except (EOFError, ConnectionResetError, BrokenPipeError) as error:
+            vec_env = None if self.env is None else self.env.unwrapped
+            if not isinstance(vec_env, SubprocVecEnv):
                 raise
-            raise EnvFault(
-                f"{_env_name(self.env, 0)} returned an observation that does not fit its space {self.observation_space}"
-                f" at timestep {self.num_timesteps} ({error})"
-            ) from error
+            vec_env.waiting = False  # or close() would wait for answers that never come
+            raise EnvFault("the process of an environment died; its own message stands above") from error
+        except Exception as error:
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                if frame.f_code.co_name in ("_save_obs", "_stack_obs"):  # DummyVecEnv's, SubprocVecEnv's
+                    raise EnvFault(
+                        f"{_env_name(self.env, frame.f_locals.get('env_idx'))} returned an observation that does not"
+                        f" fit its space {self.observation_space} at timestep {self.num_timesteps} ({error})"
+                    ) from error
+            raise
 
 
 def _name(path: Path | pathlib.Path) -> str:
     return repr(str(path)) if isinstance(path, (str, pathlib.Path)) else "the given stream"
 
 
-def _env_name(env: VecEnv | None, index: int) -> str:
+def _env_name(env: VecEnv | None, index: int | None) -> str:
     """``environment 'CartPole-v1' (number 0)``, as far as the vec-env knows."""
+    if index is None:
+        return "one of the environments"
     try:
         spec = env.get_attr("spec", index)[0] if env is not None else None
     except AttributeError:

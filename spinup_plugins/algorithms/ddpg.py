@@ -66,7 +66,6 @@ class DDPG(OffPolicy):
     :param stats_window_size: episodes that reported means are taken over
     """
 
-    _log_name: ClassVar[str] = "DDPG"
     _file_mark: ClassVar[str] = "train_freq"
     _foreign_marks: ClassVar[tuple[str, ...]] = ("target_entropy", "exploration_fraction")
 
@@ -137,6 +136,12 @@ class DDPG(OffPolicy):
         )
         if _init_setup_model:
             self._setup_model()
+
+    @classmethod
+    def _wrote(cls, saved: dict[str, Any]) -> bool:
+        # Stable-Baselines3's DDPG is its TD3 without delay and smoothing, and its files say so.
+        plain = saved.get("policy_delay", 1) == 1 and saved.get("target_noise_clip", 0.0) == 0.0
+        return super()._wrote(saved) and plain
 
     def _setup_model(self) -> None:
         super()._setup_model()

@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.noise import ActionNoise, NormalActionNoise
+from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs, Schedule
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 def descend(optimizer: th.optim.Optimizer, loss: th.Tensor) -> None:
     """Step ``optimizer`` down ``loss``; the gradient goes to the parameters it owns and no further."""
     optimizer.zero_grad()
-    owned = [p for group in optimizer.param_groups for p in group["params"]]
+    owned = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=owned)  # type: ignore[no-untyped-call]
     optimizer.step()
 
@@ -78,6 +78,8 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
                 np.zeros(self._action_half_range().shape),
                 np.full(self._action_half_range().shape, self.action_noise) / self._noise_unit(),
             )
+        elif isinstance(self.action_noise, VectorizedActionNoise) and self.action_noise.n_envs != self.n_envs:
+            self.action_noise = self.action_noise.base_noise  # loaded for another number of environments
         super()._setup_model()
         self.q_lr_schedule = self.lr_schedule if self.q_lr is None else FloatSchedule(self.q_lr)
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target  # type: ignore[assignment]
@@ -135,6 +137,9 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         infos: list[dict[str, Any]],
     ) -> None:
         self._check_finite(new_obs, reward)
+        for index in np.flatnonzero(dones).tolist():
+            if infos[index].get("terminal_observation") is not None:
+                self._check_final(infos[index]["terminal_observation"], index)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def learn(
@@ -158,7 +163,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         :raises EnvFault: when the environment returns a NaN, an infinity or a wrong shape
         """
         with self._named_faults():
-            tb_log_name = self._log_name if tb_log_name is None else tb_log_name
+            tb_log_name = self._log_name() if tb_log_name is None else tb_log_name
             total_timesteps, callback = self._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
             )

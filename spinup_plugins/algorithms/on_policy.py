@@ -54,7 +54,7 @@ def split(policy_loss: th.Tensor, parameters: Iterable[Parameter]) -> tuple[list
     Found in the graph, so custom policies need no list. What both share (a CNN, say) is the actor's: a critic that moved
     it would move the policy outside its own update.
     """
-    parameters = list(parameters)
+    parameters = [p for p in parameters if p.requires_grad]
     gradients = th.autograd.grad(policy_loss, parameters, retain_graph=True, allow_unused=True)
     pairs = list(zip(parameters, gradients, strict=True))
     return [p for p, g in pairs if g is not None], [p for p, g in pairs if g is None]
@@ -127,7 +127,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
                 total_timesteps,
                 callback,
                 log_interval,
-                self._log_name if tb_log_name is None else tb_log_name,
+                self._log_name() if tb_log_name is None else tb_log_name,
                 reset_num_timesteps,
                 progress_bar,
             )
@@ -210,6 +210,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         for index in np.flatnonzero(dones).tolist():
             info = infos[index]
             if info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None:
+                self._check_final(info["terminal_observation"], index)
                 final_obs = self.policy.obs_to_tensor(info["terminal_observation"])[0]
                 with th.no_grad():
                     rewards[index] += (self.gamma * self.policy.predict_values(final_obs)[0]).item()

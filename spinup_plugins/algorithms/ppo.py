@@ -132,7 +132,6 @@ class PPO(OnPolicy):
     :raises AssertionError: on the combinations that Stable-Baselines3 refuses
     """
 
-    _log_name: ClassVar[str] = "PPO"
     _file_mark: ClassVar[str] = "clip_range"
 
     def __init__(
@@ -206,6 +205,13 @@ class PPO(OnPolicy):
 
         if _init_setup_model:
             self._setup_model()
+
+    @classmethod
+    def _wrote(cls, saved: dict[str, Any]) -> bool:
+        # sb3-contrib's RecurrentPPO has the same attributes, but a policy that cannot do without its hidden state.
+        policy = saved.get("policy_class")
+        module = policy.get("__module__", "") if isinstance(policy, dict) else ""
+        return super()._wrote(saved) and not module.startswith("sb3_contrib.common.recurrent")
 
     def _setup_model(self) -> None:
         choice("normalize_advantage", self.normalize_advantage, AdvantageNorm)
@@ -309,7 +315,7 @@ class PPO(OnPolicy):
 
     def _groups(self, policy_loss: th.Tensor, pi_lr: float, vf_lr: float) -> list[tuple[list[Parameter], float]]:
         """Return what is stepped together at which learning rate: everything at one, or the actor and then the critic."""
-        parameters = list(self.policy.parameters())
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
         if self.train_v_iters is None and self.vf_lr is None:
             return [(parameters, pi_lr)]
         actor, critic = split(policy_loss, parameters)

@@ -102,8 +102,8 @@ class SAC(OffPolicy):
     :param tanh_correction: ``"epsilon"``: SB3's log(1 − a² + 1e-6) in log π; ``"exact"``: Spinning Up's identity
     """
 
-    _log_name: ClassVar[str] = "SAC"
     _file_mark: ClassVar[str] = "target_entropy"
+    _foreign_marks: ClassVar[tuple[str, ...]] = ("top_quantiles_to_drop_per_net", "policy_delay")  # TQC, CrossQ
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,

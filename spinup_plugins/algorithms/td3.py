@@ -86,7 +86,6 @@ class TD3(OffPolicy):
     :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``
     """
 
-    _log_name: ClassVar[str] = "TD3"
     _file_mark: ClassVar[str] = "target_policy_noise"
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {

@@ -147,7 +147,6 @@ class TRPO(OnPolicy):
     :param cg_residual_tol: squared residual at which the conjugate gradient stops, 0 to take all its steps
     """
 
-    _log_name: ClassVar[str] = "TRPO"
     _file_mark: ClassVar[str] = "cg_max_steps"
 
     def __init__(
@@ -281,7 +280,7 @@ class TRPO(OnPolicy):
             old_distribution = copy.copy(self.policy.get_distribution(rollout.observations))
         old_objective, kl = evaluate(old_distribution)
 
-        parameters = list(self.policy.parameters())
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
         kl_gradients = th.autograd.grad(kl, parameters, create_graph=True, allow_unused=True)
         pairs = list(zip(parameters, kl_gradients, strict=True))
         actor, critic = [p for p, g in pairs if g is not None], [p for p, g in pairs if g is None]

@@ -97,7 +97,6 @@ class VPG(OnPolicy):
     :raises ConfigError: on values out of range, or Φ = R(τ) over trajectories whose beginning is not in the rollout
     """
 
-    _log_name: ClassVar[str] = "VPG"
     _file_mark: ClassVar[str] = "phi"
 
     def __init__(
