@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 
-from gymnasium import spaces
 from spinup_plugins.algorithms import functional as F
 
 # Two environments, four steps. Environment 0 ends an episode with step 1; environment 1 never does.
@@ -60,9 +60,7 @@ numbers = st.floats(-100, 100, width=32)
 @given(st.data(), steps, st.integers(1, 3), st.floats(0, 1), st.floats(0, 1))
 def test_gae_and_returns_equal_sb3s_buffer(data: st.DataObject, n: int, envs: int, gamma: float, lam: float) -> None:
     shape = (n, envs)
-    buffer = RolloutBuffer(
-        n, spaces.Discrete(2), spaces.Discrete(2), device="cpu", gamma=gamma, gae_lambda=lam, n_envs=envs
-    )
+    buffer = RolloutBuffer(n, spaces.Discrete(2), spaces.Discrete(2), device="cpu", gamma=gamma, gae_lambda=lam, n_envs=envs)
     buffer.rewards = data.draw(hnp.arrays(np.float32, shape, elements=numbers))
     buffer.values = data.draw(hnp.arrays(np.float32, shape, elements=numbers))
     buffer.episode_starts = data.draw(hnp.arrays(np.bool_, shape)).astype(np.float32)

@@ -145,9 +145,7 @@ def test_sac_options(kwargs: dict[str, Any]) -> None:
 )
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-def test_on_policy_shapes(
-    cls: type, n_steps: int, batch_size: int, widths: list[int], discrete: bool, seed: int
-) -> None:
+def test_on_policy_shapes(cls: type, n_steps: int, batch_size: int, widths: list[int], discrete: bool, seed: int) -> None:
     kwargs = {"n_steps": n_steps, "batch_size": batch_size, "policy_kwargs": {"net_arch": widths}, "seed": seed}
     env = "CartPole-v1" if discrete else "Pendulum-v1"
     extra = {"kl_reduction": "mean"} if cls is TRPO else {}

@@ -229,9 +229,7 @@ def test_failed_line_search_restores_the_policy() -> None:
 
 
 def test_natural_gradient_steps_whole_where_the_line_search_would_not() -> None:
-    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=128, line_search_max_iter=0, natural_gradient=True, **SMALL).learn(
-        128
-    )
+    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=128, line_search_max_iter=0, natural_gradient=True, **SMALL).learn(128)
     assert model.logger.name_to_value["train/is_line_search_success"] == 1.0
     assert model.logger.name_to_value["train/kl_divergence_loss"] == pytest.approx(0.01, rel=0.5)
 
@@ -269,9 +267,7 @@ def test_advantage_normalisation_choices(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(ppo, "clipped_surrogate", lambda a, b, adv, c: (seen.append(adv), surrogate(a, b, adv, c))[1])
     for choice in ("minibatch", "batch", False):
         seen.clear()
-        model = PPO(
-            "MlpPolicy", "CartPole-v1", n_steps=64, batch_size=16, n_epochs=1, normalize_advantage=choice, **SMALL
-        )
+        model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=16, n_epochs=1, normalize_advantage=choice, **SMALL)
         model.learn(64)
         whole = th.cat(seen)
         if choice == "minibatch":

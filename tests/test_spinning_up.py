@@ -4,6 +4,7 @@ Each oracle starts from copies of the model's networks and sees the same batch a
 """
 
 from copy import deepcopy
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def paths(model: Any) -> tuple[np.ndarray, np.ndarray]:
     gamma, lam = 0.99, 0.97
     starts = [*np.flatnonzero(b.episode_starts[:, 0]).tolist(), len(b.rewards)]
     adv, ret = np.zeros(len(b.rewards)), np.zeros(len(b.rewards))
-    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+    for begin, end in pairwise(starts):
         # Rewards that end a truncated path carry γ V already; the last path is cut by the rollout's end.
         cut_by_rollout = end == len(b.rewards) and not model._last_episode_starts[0]
         with th.no_grad():
@@ -282,8 +283,7 @@ def test_ddpg(monkeypatch: pytest.MonkeyPatch) -> None:
     for b in batches:
         with th.no_grad():
             backup = (
-                b.rewards
-                + 0.99 * (1 - b.dones) * o.q(o.targ, b.next_observations, o.mean(o.targ, b.next_observations))[0]
+                b.rewards + 0.99 * (1 - b.dones) * o.q(o.targ, b.next_observations, o.mean(o.targ, b.next_observations))[0]
             )
         o.step(o.q_opt, ((o.q(o.net, b.observations, b.actions)[0] - backup) ** 2).mean())
         o.step(o.pi_opt, -o.q(o.net, b.observations, o.mean(o.net, b.observations))[0].mean())
