@@ -14,7 +14,7 @@ PACKAGE = Path(spinup_plugins.__file__).parent
 #: A module may import its own layer and those before it.
 LAYERS = (
     {"errors"},
-    {"imports", "paths", "yaml_files"},
+    {"atomic", "imports", "paths", "yaml_files"},
     {"algorithms.functional"},
     {"algorithms.common"},
     {"algorithms.on_policy", "algorithms.off_policy"},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch as th
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -391,3 +392,9 @@ def test_bad_assignments(items: list[str]) -> None:
 )
 def test_numbers_have_the_digits_that_matter(value: float, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.skipif(th.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "ppo", "CartPole-v1", *TINY, *PPO, "--device", "cuda"]) == 0
+    assert "warning: device 'cuda' is not available, training on cpu\n" in capsys.readouterr().err

@@ -8,10 +8,11 @@ import torch as th
 from faulty_envs import Stop
 from stable_baselines3.common.callbacks import BaseCallback
 
+from spinup_plugins.atomic import replacing
 from spinup_plugins.errors import ConfigError, EnvFault, SpinupError
 from spinup_plugins.runs.callbacks import load_callback
 from spinup_plugins.runs.config import RunConfig, load
-from spinup_plugins.runs.files import Status, claimed, replacing
+from spinup_plugins.runs.files import Status, claimed
 from spinup_plugins.runs.runner import Run, prepare, train
 
 PPO: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "policy_kwargs": {"net_arch": [8]}}

@@ -3,14 +3,12 @@
 import io
 import json
 import pathlib
-import tempfile
 import traceback
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from os import chmod, replace, umask, unlink
 from textwrap import shorten
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -23,6 +21,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
+from spinup_plugins.atomic import replacing
 from spinup_plugins.errors import (
     ConfigError,
     EnvFault,
@@ -85,23 +84,11 @@ class DropIn(BaseAlgorithm):
         if not isinstance(path, (str, pathlib.Path)):
             super().save(path, exclude, include)
             return
-        content = io.BytesIO()
-        super().save(content, exclude, include)
         target = pathlib.Path(path)
         target = target if target.suffix else target.with_name(f"{target.name}.zip")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as temporary:
-            try:
-                temporary.write(content.getbuffer())
-                temporary.close()  # Windows neither renames nor deletes open files
-                mask = umask(0)
-                umask(mask)
-                chmod(temporary.name, 0o666 & ~mask)
-                replace(temporary.name, target)
-            except BaseException:
-                temporary.close()
-                unlink(temporary.name)
-                raise
+        with replacing(target) as temporary:
+            super().save(temporary, exclude, include)
 
     @classmethod
     def load(

@@ -14,9 +14,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from spinup_plugins.atomic import replacing
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.imports import import_object
-from spinup_plugins.runs.files import BEST, MODEL, VECNORMALIZE, replacing
+from spinup_plugins.runs.files import BEST, MODEL, VECNORMALIZE
 from spinup_plugins.yaml_files import parse_yaml
 
 __all__ = ["Evaluations", "ProgressBar", "load_callback", "save_model"]

@@ -14,8 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from spinup_plugins import __version__, registry, schema
+from spinup_plugins.atomic import write_text
 from spinup_plugins.errors import ConfigError, nearest
-from spinup_plugins.runs.files import write_text
 from spinup_plugins.yaml_files import Locate, dump_yaml, load_yaml
 
 __all__ = ["Layer", "RunConfig", "completed", "compose", "dump", "file_layer", "load"]

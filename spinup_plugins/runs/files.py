@@ -1,6 +1,5 @@
-"""The layout of a run folder, and writing to it: a file is either whole or absent, so nobody ever reads half of one."""
+"""The layout of a run folder, and how far the run in it has come."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
+from spinup_plugins.atomic import write_text
 from spinup_plugins.errors import ConfigError, SpinupError
 
 __all__ = [
@@ -24,8 +24,6 @@ __all__ = [
     "Status",
     "claimed",
     "one_line",
-    "replacing",
-    "write_text",
 ]
 
 CONFIG = "config.yml"
@@ -108,34 +106,6 @@ def claimed(parent: Path, algo: str, env: str) -> Iterator[Path]:
             with suppress(OSError):  # another run has moved in
                 path.rmdir()
         raise
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` to write to; it takes ``path``'s place if the block ends without an error.
-
-    The temporary name keeps the suffix, because NumPy and Stable-Baselines3 append one that is missing.
-
-    :param path: file to create or replace; its folder must exist
-    :raises OSError: the folder cannot be written to
-    """
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` in UTF-8, all of it or nothing.
-
-    :param path: file to create or replace
-    :param text: its whole content
-    :raises OSError: the folder cannot be written to
-    """
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _next_free(home: Path, name: str) -> Path:

@@ -1,5 +1,6 @@
 """One training run: everything from a configuration to a folder with the model, its curve and how well it does."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
 from spinup_plugins import registry, schema
+from spinup_plugins.atomic import write_text
 from spinup_plugins.environments import make_env
 from spinup_plugins.errors import ConfigError, EnvFault, SpinupError
 from spinup_plugins.runs.callbacks import Evaluations, load_callback, save_model
 from spinup_plugins.runs.config import RunConfig, completed, dump
 from spinup_plugins.runs.evaluation import Evaluation, derived_seed, evaluate, evaluation_env
-from spinup_plugins.runs.files import CONFIG, EVALUATION, State, Status, claimed, one_line, write_text
+from spinup_plugins.runs.files import CONFIG, EVALUATION, State, Status, claimed, one_line
 
 __all__ = ["Run", "prepare", "train"]
 
@@ -143,6 +145,9 @@ def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | No
             model.set_logger(configure(str(home), ["csv", *verbose, *tensorboard]))
         except (SpinupError, AssertionError, TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(f"cannot train {spec.name} on {config.env}: {one_line(error)}") from error
+        wanted = str(config.hyperparameters.get("device", "auto"))
+        if wanted != "auto" and th.device(wanted).type != model.device.type:
+            warnings.warn(f"device {wanted!r} is not available, training on {model.device}", stacklevel=2)
         on_error.callback(model.logger.close)
         eval_env = type(model)._wrap_env(evaluation_env(config), monitor_wrapper=False)
         on_error.callback(eval_env.close)
