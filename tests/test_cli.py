@@ -394,6 +394,7 @@ def test_numbers_have_the_digits_that_matter(value: float, text: str) -> None:
     assert number(value) == text
 
 
+@pytest.mark.filterwarnings("always:device")
 @pytest.mark.skipif(th.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "ppo", "CartPole-v1", *TINY, *PPO, "--device", "cuda"]) == 0

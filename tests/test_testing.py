@@ -110,7 +110,9 @@ class Forgetful(ppo.PPO):
 
 
 class Misnamed(ppo.PPO):
-    _log_name = "Other"
+    @classmethod
+    def _log_name(cls):
+        return "Other"
 
 
 class Brief(ppo.PPO):

@@ -216,6 +216,7 @@ class DropIn(BaseAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        assert self.env is not None, "You must set the environment before calling learn()"
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         assert self._last_obs is not None, "set by the reset above"
         self._check_finite(self._last_obs)

@@ -145,10 +145,10 @@ def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | No
             model.set_logger(configure(str(home), ["csv", *verbose, *tensorboard]))
         except (SpinupError, AssertionError, TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(f"cannot train {spec.name} on {config.env}: {one_line(error)}") from error
+        on_error.callback(model.logger.close)
         wanted = str(config.hyperparameters.get("device", "auto"))
         if wanted != "auto" and th.device(wanted).type != model.device.type:
             warnings.warn(f"device {wanted!r} is not available, training on {model.device}", stacklevel=2)
-        on_error.callback(model.logger.close)
         eval_env = type(model)._wrap_env(evaluation_env(config), monitor_wrapper=False)
         on_error.callback(eval_env.close)
         assert config.eval_every is not None, "made explicit by completed()"
