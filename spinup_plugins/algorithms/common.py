@@ -87,8 +87,9 @@ class DropIn(BaseAlgorithm):
         target = pathlib.Path(path)
         target = target if target.suffix else target.with_name(f"{target.name}.zip")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as temporary:
-            super().save(temporary, exclude, include)
+        # Stable-Baselines3 would leave a file that it opened itself open when saving fails.
+        with replacing(target) as temporary, temporary.open("wb") as file:
+            super().save(file, exclude, include)
 
     @classmethod
     def load(
@@ -222,13 +223,6 @@ class DropIn(BaseAlgorithm):
         self._check_finite(self._last_obs)
         return result
 
-    def _check_final(self, observation: Any, number: int) -> None:
-        """Do the same for the last observation of the episode that environment ``number`` has just ended."""
-        if isinstance(observation, dict):
-            self._check_finite({key: np.asarray(value)[None] for key, value in observation.items()}, first=number)
-        else:
-            self._check_finite(np.asarray(observation)[None], first=number)
-
     def _check_finite(self, observations: Any, rewards: Any = None, *, first: int = 0) -> None:
         """Raise :class:`EnvFault` where a step or reset returned a NaN, an infinity or another shape than its space.
 
@@ -260,6 +254,13 @@ class DropIn(BaseAlgorithm):
                         f"{_env_name(self.env, first + int(rows[0]))} returned NaN or infinity in its {part}"
                         f" at timestep {self.num_timesteps}"
                     )
+
+    def _check_final(self, observation: Any, number: int) -> None:
+        """Do the same with the last observation of the episode that environment ``number`` has just ended."""
+        if isinstance(observation, dict):
+            self._check_finite({key: np.asarray(value)[None] for key, value in observation.items()}, first=number)
+        else:
+            self._check_finite(np.asarray(observation)[None], first=number)
 
     @contextmanager
     def _named_faults(self) -> Iterator[None]:
