@@ -42,7 +42,7 @@ def descend(optimizer: th.optim.Optimizer, loss: th.Tensor) -> None:
 
 
 class OffPolicy(DropIn, OffPolicyAlgorithm):
-    """Base of the off-policy algorithms.
+    """Base of the off-policy algorithms. A subclass calls ``_setup_model()`` itself, once its own arguments are set.
 
     :param q_lr: learning rate (or schedule) of the critic, ``None`` for ``learning_rate``
     :param update_after: gradient steps begin once so many steps are collected, ``None`` for after ``learning_starts``
@@ -64,7 +64,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         **kwargs: Any,
     ) -> None:
         kwargs |= {"supported_action_spaces": (spaces.Box,), "support_multi_env": True}
-        kwargs["policy_kwargs"] = dict(kwargs["policy_kwargs"] or {})  # ours to extend, not the caller's
+        kwargs["policy_kwargs"] = dict(kwargs.get("policy_kwargs") or {})  # ours to extend, not the caller's
         super().__init__(*args, **kwargs)
         self.action_noise = action_noise
         self.q_lr = q_lr

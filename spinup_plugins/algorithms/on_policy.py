@@ -66,7 +66,7 @@ def flat_actions(actions: th.Tensor, action_space: spaces.Space[Any]) -> th.Tens
 
 
 class OnPolicy(DropIn, OnPolicyAlgorithm):
-    """Base of the on-policy algorithms.
+    """Base of the on-policy algorithms. A subclass calls ``_setup_model()`` itself, once its own arguments are set.
 
     :param vf_lr: learning rate (or schedule) of the value function, ``None`` for the policy's own
     :param value_target: what V regresses on: ``"td_lambda"`` (A + V, as SB3) or ``"rewards_to_go"`` (λ = 1, as Spinning Up)
@@ -91,7 +91,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         **kwargs: Any,
     ) -> None:
         kwargs |= {"_init_setup_model": False, "supported_action_spaces": ACTION_SPACES}
-        kwargs["policy_kwargs"] = dict(kwargs["policy_kwargs"] or {})  # ours to extend, not the caller's
+        kwargs["policy_kwargs"] = dict(kwargs.get("policy_kwargs") or {})  # ours to extend, not the caller's
         super().__init__(*args, **kwargs)
         self.vf_lr = vf_lr
         self.value_target = value_target
