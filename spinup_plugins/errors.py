@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 __all__ = [
     "ConfigError",
-    "EnvFault",
+    "EnvError",
     "ModelFileError",
     "ModelFileMissingError",
     "PluginError",
@@ -27,7 +27,7 @@ class ConfigError(SpinupError, ValueError):
     """A configuration key is unknown, or its value has the wrong type or range."""
 
 
-class EnvFault(SpinupError, ValueError):
+class EnvError(SpinupError, ValueError):
     """An environment broke Gymnasium's contract: a NaN, a wrong shape."""
 
 

@@ -9,7 +9,7 @@ from faulty_envs import Stop
 from stable_baselines3.common.callbacks import BaseCallback
 
 from spinup_plugins.atomic import replacing
-from spinup_plugins.errors import ConfigError, EnvFault, SpinupError
+from spinup_plugins.errors import ConfigError, EnvError, SpinupError
 from spinup_plugins.runs.callbacks import load_callback
 from spinup_plugins.runs.config import RunConfig, load
 from spinup_plugins.runs.files import Status, claimed
@@ -269,7 +269,7 @@ def test_an_earlier_run_stays_when_a_later_one_is_refused(tmp_path: Path) -> Non
     [
         ("raise", ValueError, "failed", "ValueError: boom on two lines"),
         ("reset", RuntimeError, "failed", "RuntimeError: no reset today"),
-        ("nan", EnvFault, "failed", "environment 'Faulty-v0' (number 0) returned NaN"),
+        ("nan", EnvError, "failed", "environment 'Faulty-v0' (number 0) returned NaN"),
         ("interrupt", KeyboardInterrupt, "interrupted", None),
     ],
 )
@@ -291,6 +291,6 @@ def test_what_was_learnt_is_kept_when_training_stops(
 
 def test_a_dead_process_is_named(tmp_path: Path) -> None:
     run = prepare(tiny(FAULTY, vec_env="subproc", env_kwargs={"fault": "exit"}), tmp_path)
-    with pytest.raises(EnvFault, match="the process of an environment died"):
+    with pytest.raises(EnvError, match="the process of an environment died"):
         run.learn()
     assert Status.read(run.folder).state == "failed"

@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from spinup_plugins.atomic import replacing
 from spinup_plugins.errors import (
     ConfigError,
-    EnvFault,
+    EnvError,
     ModelFileError,
     ModelFileMissingError,
     SpinupError,
@@ -169,6 +169,8 @@ class DropIn(BaseAlgorithm):
                 if "data" not in archive.namelist():
                     raise ModelFileError(f"cannot load {_name(path)}: not a Stable-Baselines3 model (it holds no 'data')")
                 data = json.loads(archive.read("data"))
+        except ModelFileError:
+            raise
         except FileNotFoundError as exc:
             raise ModelFileMissingError(f"cannot load {_name(path)}: no such file") from exc
         except OSError as exc:
@@ -224,7 +226,7 @@ class DropIn(BaseAlgorithm):
         return result
 
     def _check_finite(self, observations: Any, rewards: Any = None, *, first: int = 0) -> None:
-        """Raise :class:`EnvFault` where a step or reset returned a NaN, an infinity or another shape than its space.
+        """Raise :class:`EnvError` where a step or reset returned a NaN, an infinity or another shape than its space.
 
         :param observations: (N, …), or a dict of such
         :param rewards: (N,)
@@ -238,7 +240,7 @@ class DropIn(BaseAlgorithm):
             parts["observation"] = (observations, self.observation_space)
         for part, (values, space) in parts.items():
             if space is not None and values.shape[1:] != space.shape:
-                raise EnvFault(
+                raise EnvError(
                     f"{_env_name(self.env, first)} returned {part} of shape {values.shape[1:]} at timestep"
                     f" {self.num_timesteps}, its space is {space}"
                 )
@@ -250,7 +252,7 @@ class DropIn(BaseAlgorithm):
             if suspicious:
                 rows = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
                 if len(rows):
-                    raise EnvFault(
+                    raise EnvError(
                         f"{_env_name(self.env, first + int(rows[0]))} returned NaN or infinity in its {part}"
                         f" at timestep {self.num_timesteps}"
                     )
@@ -272,11 +274,11 @@ class DropIn(BaseAlgorithm):
             if not isinstance(vec_env, SubprocVecEnv):
                 raise
             vec_env.waiting = False  # or close() would wait for answers that never come
-            raise EnvFault("the process of an environment died; its own message stands above") from error
+            raise EnvError("the process of an environment died; its own message stands above") from error
         except Exception as error:
             for frame, _ in traceback.walk_tb(error.__traceback__):
                 if frame.f_code.co_name in ("_save_obs", "_stack_obs"):  # DummyVecEnv's, SubprocVecEnv's
-                    raise EnvFault(
+                    raise EnvError(
                         f"{_env_name(self.env, frame.f_locals.get('env_idx'))} returned an observation that does not"
                         f" fit its space {self.observation_space} at timestep {self.num_timesteps} ({error})"
                     ) from error

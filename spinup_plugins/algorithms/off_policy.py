@@ -160,7 +160,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         :param reset_num_timesteps: count from zero; otherwise go on counting
         :param progress_bar: show Stable-Baselines3's progress bar
         :return: the model itself
-        :raises EnvFault: when the environment returns a NaN, an infinity or a wrong shape
+        :raises EnvError: when the environment returns a NaN, an infinity or a wrong shape
         """
         with self._named_faults():
             tb_log_name = self._log_name() if tb_log_name is None else tb_log_name

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from spinup_plugins.errors import ConfigError, EnvFault, SpinupError
+from spinup_plugins.errors import ConfigError, EnvError, SpinupError
 from spinup_plugins.runs.files import one_line
 from spinup_plugins.yaml_files import parse_yaml
 
@@ -63,7 +63,7 @@ def reporting(debug: bool, progress: Callable[[], str] | None = None) -> Iterato
         if debug:
             raise
         complain("error", one_line(error) + (f", {progress()}" if progress else ""))
-        bad_input = isinstance(error, SpinupError) and not isinstance(error, EnvFault) and progress is None
+        bad_input = isinstance(error, SpinupError) and not isinstance(error, EnvError) and progress is None
         raise typer.Exit(2 if bad_input else 1) from None
 
 

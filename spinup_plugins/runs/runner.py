@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import sync_envs_normalization
 from spinup_plugins import registry, schema
 from spinup_plugins.atomic import write_text
 from spinup_plugins.environments import make_env
-from spinup_plugins.errors import ConfigError, EnvFault, SpinupError
+from spinup_plugins.errors import ConfigError, EnvError, SpinupError
 from spinup_plugins.runs.callbacks import Evaluations, load_callback, save_model
 from spinup_plugins.runs.config import RunConfig, completed, dump
 from spinup_plugins.runs.evaluation import Evaluation, derived_seed, evaluate, evaluation_env
@@ -64,7 +64,7 @@ class Run:
 
         :param callbacks: callbacks besides the configuration's
         :return: the evaluation after training
-        :raises EnvFault: an environment broke its contract, or its process died
+        :raises EnvError: an environment broke its contract, or its process died
         """
         began = perf_counter()
         try:
@@ -81,7 +81,7 @@ class Run:
             self._note("interrupted")
             raise
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            fault = EnvFault("the process of an environment died; its own message stands above")
+            fault = EnvError("the process of an environment died; its own message stands above")
             self._note("failed", fault)
             raise fault from error
         except Exception as error:
