@@ -433,8 +433,8 @@ def make(
     """
     from spinup_plugins.environments import make_env
 
-    if env is None:
-        raise ConfigError(f"make({name!r}) needs an environment: an id, a gymnasium.Env or a VecEnv")
+    if not isinstance(env, str) and not hasattr(env, "action_space"):
+        raise ConfigError(f"make({name!r}) needs an environment: an id, a gymnasium.Env or a VecEnv, not {env!r}")
     spec = get_spec(name)
     usable: tuple[str, ...] = _ENVIRONMENT_KEYS if isinstance(env, str) else ()
     for key in [key for key in kwargs if key in RUN_KEYS and key not in usable]:

@@ -528,3 +528,41 @@ def test_a_module_that_is_not_installed_is_named(cls: type, zips: dict[type, byt
 @pytest.mark.parametrize("cls", SIX)
 def test_the_same_file_still_loads_after_all_that(cls: type, zips: dict[type, bytes]) -> None:
     assert gap(cls.load(io.BytesIO(zips[cls])), build(cls)) == 0.0
+
+
+# --- numbers that cannot be meant ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cls", "kwargs", "limits"),
+    [
+        (PPO, {"gamma": 5.0}, "between 0 and 1"),
+        (PPO, {"n_epochs": 0}, "at least 1"),
+        (VPG, {"gae_lambda": -0.1}, "between 0 and 1"),
+        (VPG, {"q_steps": 0}, "at least 1"),
+        (TRPO, {"target_kl": -0.01}, "at least 0"),
+        (TRPO, {"sub_sampling_factor": 0}, "at least 1"),
+        (TD3, {"policy_delay": 0}, "at least 1"),
+        (DDPG, {"action_noise": -0.1}, "at least 0"),
+        (SAC, {"tau": 1.5}, "between 0 and 1"),
+        (SAC, {"batch_size": 0}, "at least 1"),
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range(cls: type, kwargs: dict[str, Any], limits: str) -> None:
+    ((key, value),) = kwargs.items()
+    with pytest.raises(ConfigError) as caught:
+        build(cls, **kwargs)
+    assert one_line(caught.value) == f"{cls.__name__}: {key}={value!r} must be {limits}"
+    stream = io.BytesIO()
+    learnt(cls).save(stream)
+    with pytest.raises(ConfigError, match=limits):
+        cls.load(stream, **kwargs)
+
+
+@pytest.mark.parametrize("kwargs", [{"ent_coef": "atuo"}, {"ent_coef": "auto_x"}, {"target_entropy": "aut"}], ids=str)
+def test_temperatures_that_are_no_numbers(kwargs: dict[str, Any]) -> None:
+    ((key, value),) = kwargs.items()
+    with pytest.raises(ConfigError) as caught:
+        build(SAC, **kwargs)
+    assert f"{key}={value!r}" in one_line(caught.value)

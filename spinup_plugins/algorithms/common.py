@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from math import inf
 from textwrap import shorten
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -33,6 +34,16 @@ from spinup_plugins.errors import (
 )
 
 __all__ = ["DropIn", "choice"]
+
+#: smallest and largest sensible values of constructor arguments, wherever an algorithm has them
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("gamma", "gae_lambda", "tau"), (0, 1)),
+    **dict.fromkeys(("n_steps", "batch_size", "buffer_size", "n_epochs", "policy_delay", "q_steps"), (1, inf)),
+    **dict.fromkeys(("cg_max_steps", "sub_sampling_factor", "target_update_interval"), (1, inf)),
+    **dict.fromkeys(("train_v_iters", "n_critic_updates", "line_search_max_iter", "update_after"), (0, inf)),
+    **dict.fromkeys(("target_kl", "cg_damping", "cg_init_std", "cg_residual_tol", "max_grad_norm"), (0, inf)),
+    **dict.fromkeys(("action_noise", "target_policy_noise", "target_noise_clip"), (0, inf)),
+}
 
 SelfDropIn = TypeVar("SelfDropIn", bound="DropIn")
 
@@ -63,6 +74,14 @@ class DropIn(BaseAlgorithm):
     def _log_name(cls) -> str:
         """Name a run in TensorBoard as Stable-Baselines3 does: after the algorithm, also where a program subclasses it."""
         return next(base.__name__ for base in cls.__mro__ if "_file_mark" in vars(base))
+
+    def _check_ranges(self) -> None:
+        """Raise :class:`ConfigError` for a number that cannot be meant."""
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name, None)
+            if isinstance(value, (int, float)) and not low <= value <= high:
+                limits = f"at least {low}" if high == inf else f"between {low} and {high}"
+                raise ConfigError(f"{type(self).__name__}: {name}={value!r} must be {limits}")
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:

@@ -72,6 +72,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         self.noise_units = noise_units
 
     def _setup_model(self) -> None:
+        self._check_ranges()
         choice("noise_units", self.noise_units, NoiseUnits)
         if isinstance(self.action_noise, (int, float)):
             self.action_noise = NormalActionNoise(

@@ -98,6 +98,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         self.reset_on_rollout = reset_on_rollout
 
     def _setup_model(self) -> None:
+        self._check_ranges()
         choice("value_target", self.value_target, ValueTarget)
         super()._setup_model()
         self.vf_lr_schedule = None if self.vf_lr is None else FloatSchedule(self.vf_lr)

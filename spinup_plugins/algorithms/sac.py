@@ -200,14 +200,20 @@ class SAC(OffPolicy):
             raise ConfigError("tanh_correction='exact' needs SB3's own actor without gSDE; use 'epsilon'")
         if self.target_entropy == "auto":
             self.target_entropy = -float(np.prod(self.action_space.shape))  # type: ignore[arg-type]
-        self.target_entropy = float(self.target_entropy)
+        try:
+            self.target_entropy = float(self.target_entropy)
+            ent_coef = float(str(self.ent_coef).removeprefix("auto").removeprefix("_") or 1.0)
+        except ValueError:
+            raise ConfigError(
+                f"SAC: ent_coef={self.ent_coef!r} must be a number, 'auto' or 'auto_<initial value>',"
+                f" target_entropy={self.target_entropy!r} a number or 'auto'"
+            ) from None
         if isinstance(self.ent_coef, str) and self.ent_coef.startswith("auto"):
-            initial = float(self.ent_coef.split("_")[1]) if "_" in self.ent_coef else 1.0
-            assert initial > 0.0, "The initial value of ent_coef must be greater than 0"
-            self.log_ent_coef = th.log(th.full((1,), initial, device=self.device)).requires_grad_(True)
+            assert ent_coef > 0.0, "The initial value of ent_coef must be greater than 0"
+            self.log_ent_coef = th.log(th.full((1,), ent_coef, device=self.device)).requires_grad_(True)
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
         else:
-            self.ent_coef_tensor = th.tensor(float(self.ent_coef), device=self.device)
+            self.ent_coef_tensor = th.tensor(ent_coef, device=self.device)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Take ``gradient_steps`` steps of (1)-(5), each on a fresh minibatch."""

@@ -169,8 +169,6 @@ class VPG(OnPolicy):
     def _setup_model(self) -> None:
         choice("phi", self.phi, Phi)
         choice("horizon", self.horizon, Horizon)
-        if self.q_steps is not None and self.q_steps < 1:
-            raise ConfigError(f"q_steps={self.q_steps} must be at least 1, or None to sum rewards to the end")
         if self.phi == "total_return" and not self.reset_on_rollout:
             raise ConfigError("phi='total_return' needs whole trajectories: set reset_on_rollout=True")
         if self.horizon == "finite":
