@@ -73,7 +73,8 @@ class DropIn(BaseAlgorithm):
     @classmethod
     def _log_name(cls) -> str:
         """Name a run in TensorBoard as Stable-Baselines3 does: after the algorithm, also where a program subclasses it."""
-        return next(base.__name__ for base in cls.__mro__ if "_file_mark" in vars(base))
+        marked = (base.__name__ for base in cls.__mro__ if "_file_mark" in vars(base) and base is not DropIn)
+        return next(marked, cls.__name__)
 
     def _check_ranges(self) -> None:
         """Raise :class:`ConfigError` for a number that cannot be meant."""
@@ -179,7 +180,8 @@ class DropIn(BaseAlgorithm):
         """Check that ``path`` is an undamaged zip of this algorithm; return its attributes as JSON holds them."""
         if isinstance(path, (str, pathlib.Path)):
             path = pathlib.Path(path)
-            path = path if path.exists() else path.with_name(f"{path.name}.zip")
+            with_suffix = path.with_name(f"{path.name}.zip")
+            path = with_suffix if with_suffix.exists() and not path.exists() else path
         try:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
