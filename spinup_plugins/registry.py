@@ -216,7 +216,7 @@ _PEERS = {
             on_policy=False,
             learns=("Q",),
             action_spaces=("Discrete",),
-            paper="Mnih et al. 2015, arXiv:1312.5602",
+            paper="Mnih et al. 2013, arXiv:1312.5602; with target networks Nature 518, 2015",
             summary="learns Q from replayed steps and acts by its maximum",
         ),
         AlgorithmSpec(

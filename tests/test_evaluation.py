@@ -55,6 +55,14 @@ def test_normalisation_travels_with_the_policy(normalised: Run) -> None:
     np.testing.assert_array_equal(loaded.env.obs_rms.mean, before)
 
 
+def test_statistics_beside_a_model_are_used_without_its_configuration_too(normalised: Run, tmp_path: Path) -> None:
+    for name in ("model.zip", "vecnormalize.pkl"):
+        shutil.copy(normalised.folder / name, tmp_path)
+    loaded = load_run(tmp_path / "model.zip", algo="ppo", env="Pendulum-v1")
+    assert isinstance(loaded.env, VecNormalize)
+    assert evaluate(loaded.model, loaded.env, 6, seed=derived_seed(0, "report")) == normalised.evaluation
+
+
 def test_sampled_actions_repeat_with_the_seed(run: Run) -> None:
     loaded = load_run(run.folder)
     sampled = [evaluate(loaded.model, loaded.env, 3, deterministic=False, seed=seed) for seed in (1, 1, 2)]

@@ -10,6 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from spinup_plugins.atomic import replacing
 from spinup_plugins.errors import ConfigError, EnvError, SpinupError
+from spinup_plugins.runs import runner
 from spinup_plugins.runs.callbacks import load_callback
 from spinup_plugins.runs.config import RunConfig, load
 from spinup_plugins.runs.files import Status, claimed
@@ -121,6 +122,13 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_event_files_are_written_if_asked_for(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     assert list(train(tiny(tensorboard=True), tmp_path).folder.glob("events.out.tfevents.*"))
+
+
+def test_tensorboard_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r'pip install "spinup-plugins\[tensorboard\]"'):
+        train(tiny(tensorboard=True), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # --- what decides a run ----------------------------------------------------------------------------------------------

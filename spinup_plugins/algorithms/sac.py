@@ -8,6 +8,8 @@ a = tanh(μ_θ(s) + σ_θ(s) ε), reparameterised by ε ~ N(0, 1). Per gradient 
     (3)  J(φ) = c Σ_i mean[ (Q_i(s, a) − y)² ]                                c = ½, Spinning Up: 1
     (4)  J(θ) = mean[ α log π_θ(ã|s) − min_i Q_i(s, ã) ]
     (5)  φ_targ ← τ φ + (1 − τ) φ_targ
+
+The paper's (1) has α where common practice, SB3's and ours, has log α: the same sign of gradient, never a negative α.
 """
 
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -87,7 +89,7 @@ class SAC(OffPolicy):
     :param optimize_memory_usage: store next observations only once
     :param n_steps: n of the n-step returns in eq. (2)
     :param ent_coef: α; ``"auto"`` learns it by (1) from 1, ``"auto_0.1"`` from 0.1
-    :param target_update_interval: gradient steps between two updates (5)
+    :param target_update_interval: update (5) at the first and every n-th gradient step of each ``train()``, as SB3 counts
     :param target_entropy: H̄ in nats, ``"auto"`` for −dim(A)
     :param use_sde: use generalised state-dependent exploration
     :param sde_sample_freq: sample a new noise matrix every n steps, −1 for once per rollout

@@ -8,8 +8,9 @@ Schulman et al. 2015 (arXiv:1502.05477), appendix C; Kakade 2001 for the natural
     (4)  H x = ∇L(θ_k)                                                          solved by conjugate gradient
     (5)  θ = θ_k + α^j √(2δ / xᵀHx) x                                           j = 0, 1, … until L rises and D < δ
 
-NPG takes (5) with j = 0, unchecked. D is the KL divergence of the *joint* action distribution: the sum over action
-dimensions. sb3-contrib averages over them, so that its region is ``act_dim`` times as large: ``kl_reduction="mean"``.
+The paper has KL(π_k ‖ π_θ) in (2); both have the same Hessian at θ_k, the Fisher matrix. NPG takes (5) with j = 0, unchecked.
+D is the divergence of the *joint* action distribution: the sum over action dimensions. sb3-contrib averages over them, so that
+its region is ``act_dim`` times as large: ``kl_reduction="mean"``.
 """
 
 import copy

@@ -11,8 +11,9 @@ Williams 1992; Sutton et al. 2000; Schulman et al. 2016 (arXiv:1506.02438); the 
     (3)  L_π(θ) = −mean_t [ log π_θ(a_t|s_t) Φ_t ] − c_H H(π_θ)               one step per rollout
     (4)  L_V(φ) = mean_t [ (V_φ(s_t) − R̂_t)² ]                               ``train_v_iters`` passes per rollout
 
-Rewards in (2) are discounted (``horizon="infinite"``): truncated episodes go on in V; or they are not
-(``horizon="finite"``): γ = 1 and the time limit is the end.
+Sums in (2) are written without γ for brevity. With ``horizon="infinite"`` every reward and V is discounted by the steps
+until it, and truncated episodes go on in V; with ``horizon="finite"`` γ = 1, whatever ``gamma`` says, and the time limit is
+the end. Without ``q_steps`` Q is estimated by the rewards-to-go alone: the same numbers as "reward_to_go".
 """
 
 from math import inf

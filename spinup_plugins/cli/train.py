@@ -171,7 +171,9 @@ def command(
 
     with reporting(debug, reached):
         aside = Console(stderr=True)
-        aside.print(f"training {run.config.algo} on {run.config.env} in {run.folder}", style="dim", soft_wrap=True)
+        aside.print(
+            f"training {run.config.algo} on {run.config.env} in {run.folder}", style="dim", soft_wrap=True, markup=False
+        )
         if progress:
             with ProgressBar(run.config.n_timesteps, aside) as bar:
                 run.learn([bar])

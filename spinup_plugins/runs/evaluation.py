@@ -157,8 +157,9 @@ def load_run(
     config = _config(folder, algo, env)
     spec = registry.get_spec(config.algo)
     cls = spec.load()
-    normalised = folder / file.name.replace(MODEL, VECNORMALIZE)
-    envs = evaluation_env(config, statistics=normalised if config.normalize else None, render=render)
+    normalised = folder / f"{file.name.removesuffix(MODEL)}{VECNORMALIZE}"
+    is_normalised = config.normalize or (file.name.endswith(MODEL) and normalised.is_file())
+    envs = evaluation_env(config, statistics=normalised if is_normalised else None, render=render)
     # An evaluation needs no replay, whose memory would otherwise be taken again.
     options: dict[str, Any] = {"buffer_size": 1} if "buffer_size" in schema.constructor_parameters(cls) else {}
     try:

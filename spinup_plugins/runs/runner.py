@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
@@ -123,6 +124,8 @@ def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | No
     config = completed(config, command)
     schema.resolve(spec.load(), config.hyperparameters)
     callbacks = [load_callback(text) for text in config.callbacks]
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise ConfigError('TensorBoard needs an extra: pip install "spinup-plugins[tensorboard]"')
     with claimed(Path(folder), config.algo, config.env) as home, _threads(config.threads), ExitStack() as on_error:
         env = make_env(
             config.env,
