@@ -13,6 +13,7 @@ from spinup_plugins.errors import ConfigError, EnvError, SpinupError
 from spinup_plugins.runs import runner
 from spinup_plugins.runs.callbacks import load_callback
 from spinup_plugins.runs.config import RunConfig, load
+from spinup_plugins.runs.evaluation import load_run
 from spinup_plugins.runs.files import Status, claimed
 from spinup_plugins.runs.runner import Run, prepare, train
 
@@ -131,6 +132,19 @@ def test_tensorboard_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not list(tmp_path.iterdir())
 
 
+def test_the_best_model_is_a_trained_one(tmp_path: Path) -> None:
+    run = train(tiny(n_timesteps=96, eval_every=16, hyperparameters={"n_steps": 40, "batch_size": 40}), tmp_path)
+    assert run.evaluations.evaluations_timesteps == [16, 32, 48, 64, 80, 96, 112]
+    assert run.evaluations.untrained == 2
+    assert run.best is not None
+    assert run.best[0] >= 48
+    assert load_run(run.folder, best=True).model._n_updates > 0
+
+    run = train(tiny(n_timesteps=32, eval_every=16, hyperparameters={"n_steps": 32, "batch_size": 32}), tmp_path)
+    assert run.best is None
+    assert not (run.folder / "best_model.zip").exists()
+
+
 # --- what decides a run ----------------------------------------------------------------------------------------------
 
 
@@ -153,8 +167,9 @@ def test_evaluations_come_every_so_many_real_timesteps(tmp_path: Path) -> None:
         steps, results = saved["timesteps"], saved["results"]
         assert saved["ep_lengths"].shape == results.shape == (4, 2)
     assert steps.tolist() == [21, 42, 60, 81]
-    means = results.mean(axis=1)
-    assert run.best == (steps[means.argmax()], means.max())
+    trained = steps > 3 * 16  # after the first update
+    means = results[trained].mean(axis=1)
+    assert run.best == (steps[trained][means.argmax()], means.max())
 
 
 def test_a_run_that_was_not_evaluated_has_no_best(tmp_path: Path) -> None:

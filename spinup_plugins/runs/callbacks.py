@@ -78,6 +78,8 @@ class Evaluations(EvalCallback):
         self.seed = seed
         self.file = folder / "evaluations.npz"
         self.due: float = every or inf
+        self.untrained = 0
+        """Evaluations before the first update: points of the curve, but no candidates for the best model."""
 
     def _init_callback(self) -> None:
         # EvalCallback warns here unless both environments are of one type; worker processes do not help to evaluate.
@@ -91,7 +93,13 @@ class Evaluations(EvalCallback):
         self.eval_env.seed(self.seed)
         with replacing(self.file) as temporary:
             self.log_path = str(temporary)
-            return super()._on_step()
+            if self.model._n_updates > 0:
+                return super()._on_step()
+            self.untrained += 1
+            save_best, self.callback_on_new_best = self.callback_on_new_best, None
+            going_on = super()._on_step()
+            self.callback_on_new_best, self.best_mean_reward = save_best, -inf
+            return going_on
 
 
 class ProgressBar(BaseCallback):

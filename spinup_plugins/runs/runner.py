@@ -50,12 +50,13 @@ class Run:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Timestep and mean return of the best evaluation during training, whose model was kept; None without any."""
-        means = [float(np.mean(returns)) for returns in self.evaluations.evaluations_results]
+        """Timestep and mean return of the best evaluation of a trained policy, whose model was kept; None without any."""
+        candidates = slice(self.evaluations.untrained, None)
+        means = [float(np.mean(returns)) for returns in self.evaluations.evaluations_results[candidates]]
         if not means:
             return None
         first = int(np.argmax(means))
-        return self.evaluations.evaluations_timesteps[first], means[first]
+        return self.evaluations.evaluations_timesteps[candidates][first], means[first]
 
     def learn(self, callbacks: Sequence[BaseCallback] = ()) -> Evaluation:
         """Train, save and evaluate, once; the environments are closed afterwards.
