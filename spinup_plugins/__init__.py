@@ -30,7 +30,6 @@ _HOMES = {
     "TD3": "algorithms.td3",
     "SAC": "algorithms.sac",
     "AlgorithmSpec": "registry",
-    "algorithms": "registry",
     "make": "registry",
     "register": "registry",
 }
@@ -51,6 +50,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "algorithms":  # the package itself is callable
+        return import_module(f"{__name__}.algorithms")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -88,6 +88,21 @@ def test_an_algorithm_imports_no_more_than_stable_baselines3_does() -> None:
     assert {name.split(".")[0] for name in extra} <= {"spinup_plugins"}
 
 
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "from spinup_plugins import algorithms; print(algorithms())",
+        "import spinup_plugins; print(spinup_plugins.algorithms())",
+        "from spinup_plugins import PPO, algorithms; print(algorithms())",
+        "from spinup_plugins import algorithms, PPO; import spinup_plugins; print(spinup_plugins.algorithms())",
+        "import spinup_plugins.algorithms.sac; print(spinup_plugins.algorithms())",
+    ],
+)
+def test_the_list_of_algorithms_and_their_package_share_a_name(statements: str) -> None:
+    output = subprocess.run([sys.executable, "-c", statements], capture_output=True, text=True, check=True)
+    assert output.stdout.startswith("('vpg', 'trpo', 'ppo', 'ddpg', 'td3', 'sac'")
+
+
 def test_public_names_exist() -> None:
     assert set(spinup_plugins.__all__) <= set(dir(spinup_plugins))
     for name in spinup_plugins.__all__:
