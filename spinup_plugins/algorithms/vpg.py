@@ -183,10 +183,10 @@ class VPG(OnPolicy):
     def _compute_targets(self, rollout_buffer: RolloutBuffer, last_values: th.Tensor, dones: Any) -> None:
         """Fill ``returns`` with R̂_t and ``advantages`` with Φ_t, eq. (2)."""
         super()._compute_targets(rollout_buffer, last_values, dones)
-        rewards, values = rollout_buffer.rewards, rollout_buffer.values
-        ends, last = episode_ends(rollout_buffer, dones), last_values.cpu().numpy().flatten()
         if self.phi == "advantage":
             return  # GAE-λ is there already
+        rewards, values = rollout_buffer.rewards, rollout_buffer.values
+        ends, last = episode_ends(rollout_buffer, dones), last_values.cpu().numpy().flatten()
         if self.phi == "action_value" and self.q_steps is not None:
             phi = functional.n_step_values(rewards, values, ends, last, self.gamma, self.q_steps)
         elif self.phi == "total_return":
@@ -208,7 +208,8 @@ class VPG(OnPolicy):
         if self.normalize_advantage:
             phi = functional.normalize(phi, unbiased=False)
 
-        _, log_prob, entropy = self.policy.evaluate_actions(rollout.observations, actions)
+        distribution = self.policy.get_distribution(rollout.observations)
+        log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
         entropy_mean = -log_prob.mean() if entropy is None else entropy.mean()
         loss_pi = policy_loss(log_prob, phi)
         actor, critic = split(loss_pi, self.policy.parameters())
@@ -216,7 +217,7 @@ class VPG(OnPolicy):
 
         # Measured after the step: Spinning Up compares before it and so always reports 0.
         with th.no_grad():
-            new_log_prob = self.policy.evaluate_actions(rollout.observations, actions)[1]
+            new_log_prob = self.policy.get_distribution(rollout.observations).log_prob(actions)
 
         losses_v = []
         for _ in range(self.train_v_iters):
