@@ -37,7 +37,16 @@ from spinup_plugins.errors import ConfigError, nearest
 from spinup_plugins.imports import import_object
 from spinup_plugins.yaml_files import Locate
 
-__all__ = ["CLASSES", "Parameter", "check_value", "constructor_parameters", "describe_type", "jsonable", "resolve"]
+__all__ = [
+    "CLASSES",
+    "Parameter",
+    "check_value",
+    "constructor_parameters",
+    "describe_type",
+    "jsonable",
+    "resolve",
+    "resolve_keywords",
+]
 
 _BUFFERS = "stable_baselines3.common.buffers"
 _EXTRACTORS = "stable_baselines3.common.torch_layers"
@@ -164,6 +173,24 @@ def resolve(
             resolved["policy_kwargs"] = _resolve(
                 policy_class.__name__, accepted, resolved["policy_kwargs"], where, ("policy_kwargs",), None
             )
+    return resolved
+
+
+def resolve_keywords(
+    owner: str, parameters: Mapping[str, Parameter], values: Mapping[str, Any], where: Where = ""
+) -> dict[str, Any]:
+    """Turn plain data into keyword arguments of any class or function, each checked against its annotation.
+
+    :param owner: whose they are, for the error
+    :param parameters: the arguments there are
+    :param values: some of them, and all that are required
+    :param where: place to begin an error with: a text, or a function from the path of keys to it
+    :raises ConfigError: an argument is unknown (the nearest one is suggested), has the wrong type or is missing
+    """
+    resolved = _resolve(owner, parameters, values, where, (), None)
+    for name, each in parameters.items():
+        if each.required and name not in resolved:
+            raise ConfigError(f"{_prefix(where if isinstance(where, str) else where(()))}{owner} needs {name!r}")
     return resolved
 
 

@@ -15,16 +15,18 @@ PACKAGE = Path(spinup_plugins.__file__).parent
 LAYERS = (
     {"errors"},
     {"atomic", "imports", "paths", "yaml_files"},
+    {"engine"},
+    {"envs"},
     {"algorithms.functional"},
     {"algorithms.common"},
     {"algorithms.on_policy", "algorithms.off_policy"},
     {f"algorithms.{name}" for name in ("vpg", "trpo", "ppo", "ddpg", "td3", "sac")},
-    {"environments", "presets", "registry", "schema"},
+    {"environments", "presets", "registry", "schema", "wrapping"},
     {"testing"},
     {"runs"},
     {"cli", "__main__"},
 )
-ALONE = LAYERS[5]  # no algorithm imports another
+ALONE = LAYERS[7]  # no algorithm imports another
 
 
 def layer(module: str) -> int:
