@@ -56,7 +56,7 @@ class DDPG(OffPolicy):
     :param action_noise: exploration noise added to μ(s); a number is the deviation of a Gaussian, ``None`` explores not at all
     :param replay_buffer_class: replay buffer, chosen by the observation space and ``n_steps`` when ``None``
     :param replay_buffer_kwargs: further arguments of the replay buffer
-    :param optimize_memory_usage: store next observations only once
+    :param optimize_memory_usage: store next observations only once, as ``compact_replay`` does in any case
     :param n_steps: n of the n-step returns in eq. (1)
     :param tensorboard_log: directory of TensorBoard logs, ``None`` for none
     :param policy_kwargs: arguments of the policy; one critic unless they say otherwise
@@ -64,6 +64,9 @@ class DDPG(OffPolicy):
     :param seed: seed of every random generator
     :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``
     :param stats_window_size: episodes that reported means are taken over
+    :param compact_replay: store each observation once, and 64-bit ones in single precision where samples stay SB3's
+    :param overlap: take gradient steps while the environments step, which pays where they step in processes of their own;
+        minibatches then lack the newest transition
     """
 
     _file_mark: ClassVar[str] = "train_freq"
@@ -106,6 +109,8 @@ class DDPG(OffPolicy):
         q_lr: float | Schedule | None = None,
         update_after: int | None = None,
         noise_units: NoiseUnits = "normalized",
+        compact_replay: bool = True,
+        overlap: bool = False,
     ) -> None:
         super().__init__(
             policy,
@@ -133,6 +138,8 @@ class DDPG(OffPolicy):
             q_lr=q_lr,
             update_after=update_after,
             noise_units=noise_units,
+            compact_replay=compact_replay,
+            overlap=overlap,
         )
         if _init_setup_model:
             self._setup_model()

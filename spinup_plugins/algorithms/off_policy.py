@@ -6,14 +6,32 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ContinuousCritic
-from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs, Schedule
-from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, polyak_update, update_learning_rate
+from stable_baselines3.common.type_aliases import (
+    MaybeCallback,
+    PyTorchObs,
+    RolloutReturn,
+    Schedule,
+    TrainFreq,
+    TrainFrequencyUnit,
+)
+from stable_baselines3.common.utils import (
+    FloatSchedule,
+    get_parameters_by_name,
+    polyak_update,
+    should_collect_more_steps,
+    update_learning_rate,
+)
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from spinup_plugins.algorithms.common import DropIn, choice
+from spinup_plugins.engine.replay import COUNTERPARTS, RESET_STEP, CompactReplayBuffer
+from spinup_plugins.errors import ConfigError
 
 __all__ = ["Batch", "NoiseUnits", "OffPolicy", "descend"]
 
@@ -48,6 +66,9 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
     :param update_after: gradient steps begin once so many steps are collected, ``None`` for after ``learning_starts``
     :param noise_units: ``"normalized"``: noise is relative to actions in [−1, 1], as SB3; ``"env"``: to the environment's
         own actions, as Spinning Up
+    :param compact_replay: store each observation once, and 64-bit ones in single precision where samples stay SB3's
+    :param overlap: take gradient steps while the environments step, which pays where they step in processes of their own;
+        minibatches then lack the newest transition
     """
 
     action_noise: ActionNoise | float | None  # type: ignore[assignment]  # a float until _setup_model
@@ -61,6 +82,8 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         q_lr: float | Schedule | None = None,
         update_after: int | None = None,
         noise_units: NoiseUnits = "normalized",
+        compact_replay: bool = True,
+        overlap: bool = False,
         **kwargs: Any,
     ) -> None:
         kwargs |= {"supported_action_spaces": (spaces.Box,), "support_multi_env": True}
@@ -70,6 +93,8 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         self.q_lr = q_lr
         self.update_after = update_after
         self.noise_units = noise_units
+        self.compact_replay = compact_replay
+        self.overlap = overlap
 
     def _setup_model(self) -> None:
         self._check_ranges()
@@ -81,10 +106,47 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
             )
         elif isinstance(self.action_noise, VectorizedActionNoise) and self.action_noise.n_envs != self.n_envs:
             self.action_noise = self.action_noise.base_noise  # loaded for another number of environments
+        if self.compact_replay and self.replay_buffer is None:
+            self.replay_buffer = self._compact_replay_buffer()
         super()._setup_model()
+        if self.overlap:
+            self._check_overlap()
         self.q_lr_schedule = self.lr_schedule if self.q_lr is None else FloatSchedule(self.q_lr)
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target  # type: ignore[assignment]
         self._track_batch_norm("critic")
+
+    def _check_overlap(self) -> None:
+        """Refuse what cannot be done while the environments step."""
+        name = type(self).__name__
+        if self.train_freq.unit == TrainFrequencyUnit.EPISODE:  # type: ignore[union-attr]
+            raise ConfigError(f"{name}: overlap=True needs train_freq in steps: when an episode ends is known too late")
+        if isinstance(self.replay_buffer, HerReplayBuffer):
+            raise ConfigError(f"{name}: overlap=True does not go with HER, which asks the environments for rewards meanwhile")
+
+    def _compact_replay_buffer(self) -> CompactReplayBuffer | None:
+        """Build the counterpart of the buffer that SB3 would build; ``None`` where that is the caller's own, or an error."""
+        cls, kwargs = self.replay_buffer_class, dict(self.replay_buffer_kwargs)
+        is_dict = isinstance(self.observation_space, spaces.Dict)
+        if cls is None and self.n_steps > 1:
+            cls = None if is_dict else NStepReplayBuffer
+            kwargs |= {"n_steps": self.n_steps, "gamma": self.gamma}
+        elif cls is None:
+            cls = DictReplayBuffer if is_dict else ReplayBuffer
+        if cls not in COUNTERPARTS or (is_dict != issubclass(cls, DictReplayBuffer)):
+            return None
+        if self.optimize_memory_usage and cls is ReplayBuffer and not kwargs.get("handle_timeout_termination", True):
+            return None  # the one case in which SB3 grants it, and then draws other samples than it does otherwise
+        if cls is HerReplayBuffer:
+            if self.env is None:
+                return None
+            kwargs["env"] = self.env  # whose compute_reward() is to see goals as they were
+        else:
+            kwargs["single_precision"] = self._vec_normalize_env is None
+        # The wish is met. The flag would go on to cut the last trajectory short, and keep SB3 from opening the zip.
+        self.optimize_memory_usage = False
+        return COUNTERPARTS[cls](
+            self.buffer_size, self.observation_space, self.action_space, device=self.device, n_envs=self.n_envs, **kwargs
+        )
 
     def _action_half_range(self) -> np.ndarray[Any, np.dtype[Any]]:
         """(high − low) / 2 of each action dimension."""
@@ -171,6 +233,10 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
             callback.on_training_start(locals(), globals())
             assert self.env is not None, "checked by _setup_learn"
             assert self.replay_buffer is not None, "set by _setup_model"
+            if not isinstance(self.replay_buffer, CompactReplayBuffer):
+                self._refuse_reset_steps()
+            elif self._vec_normalize_env is not None:
+                self.replay_buffer.restore_precision()  # it may have come after the buffer, which it normalises in 64 bits
             while self.num_timesteps < total_timesteps:
                 rollout = self.collect_rollouts(
                     self.env,
@@ -183,12 +249,97 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
                 )
                 if not rollout.continue_training:
                     break
-                if self._may_train():
-                    gradient_steps = self.gradient_steps if self.gradient_steps >= 0 else rollout.episode_timesteps
-                    if gradient_steps > 0:
-                        self.train(batch_size=self.batch_size, gradient_steps=gradient_steps)
+                if not self.overlap:
+                    self._train_for(rollout.episode_timesteps)
             callback.on_training_end()
         return self
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """Collect ``train_freq`` steps or episodes into ``replay_buffer``, under the policy with its exploration noise.
+
+        Callbacks see Stable-Baselines3's locals: ``actions, buffer_actions, new_obs, rewards, dones, infos``.
+
+        :param env: training environments
+        :param callback: called at each step
+        :param train_freq: how much to collect
+        :param replay_buffer: where to
+        :param action_noise: exploration noise
+        :param learning_starts: steps of uniformly random actions before the policy acts
+        :param log_interval: episodes between two log writes
+        :return: steps over all environments, episodes, and whether training goes on
+        """
+        self.policy.set_training_mode(False)
+        num_collected_steps, num_collected_episodes, continue_training = 0, 0, True
+        assert train_freq.frequency > 0, "Should at least collect one step or episode."
+        if env.num_envs > 1:
+            assert train_freq.unit == TrainFrequencyUnit.STEP, "You must use only one env when doing episodic training."
+        if self.use_sde:
+            self.actor.reset_noise(env.num_envs)  # type: ignore[operator]
+
+        callback.on_rollout_start()
+        while should_collect_more_steps(train_freq, num_collected_steps, num_collected_episodes):
+            if self.use_sde and self.sde_sample_freq > 0 and num_collected_steps % self.sde_sample_freq == 0:
+                self.actor.reset_noise(env.num_envs)  # type: ignore[operator]
+            actions, buffer_actions = self._sample_action(learning_starts, action_noise, env.num_envs)
+
+            if self.overlap and num_collected_steps + 1 == train_freq.frequency:
+                env.step_async(actions)
+                self._train_for(train_freq.frequency * env.num_envs)
+                self.policy.set_training_mode(False)
+                new_obs, rewards, dones, infos = env.step_wait()
+            else:
+                new_obs, rewards, dones, infos = env.step(actions)
+
+            resets = sum(info.get(RESET_STEP, False) for info in infos)
+            self.num_timesteps += env.num_envs - resets
+            num_collected_steps += 1
+
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training=False)
+
+            self._update_info_buffer(infos, dones)
+            self._store_transition(replay_buffer, buffer_actions, new_obs, rewards, dones, infos)
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            self._on_step()
+
+            for index in np.flatnonzero(dones).tolist():
+                if infos[index].get(RESET_STEP, False):
+                    continue
+                num_collected_episodes += 1
+                self._episode_num += 1
+                if action_noise is not None:
+                    action_noise.reset(**({"indices": [index]} if env.num_envs > 1 else {}))
+                if log_interval is not None and self._episode_num % log_interval == 0:
+                    self.dump_logs()
+        callback.on_rollout_end()
+        return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training)
+
+    def _refuse_reset_steps(self) -> None:
+        """Raise :class:`ConfigError` where steps that only reset an environment would be stored and learnt from."""
+        if self.env is not None and getattr(self.env.unwrapped, "reset_steps", False):
+            raise ConfigError(
+                f"{type(self).__name__}: {type(self.replay_buffer).__name__} would store the steps that only reset an"
+                " environment: use compact_replay=True with its default buffer, or autoreset mode 'SameStep'"
+            )
+
+    def _train_for(self, collected: int) -> None:
+        """Take the gradient steps that are due after so many steps, once enough are collected.
+
+        :param collected: steps over all environments
+        """
+        gradient_steps = self.gradient_steps if self.gradient_steps >= 0 else collected
+        if self._may_train() and gradient_steps > 0:
+            self.train(batch_size=self.batch_size, gradient_steps=gradient_steps)
 
     def _may_train(self) -> bool:
         """Whether enough steps are collected: more than ``learning_starts`` (SB3), or ``update_after`` where it is set."""

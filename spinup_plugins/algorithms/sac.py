@@ -86,7 +86,7 @@ class SAC(OffPolicy):
     :param action_noise: noise added to the policy's actions; a number is the deviation of a Gaussian
     :param replay_buffer_class: replay buffer, chosen by the observation space and ``n_steps`` when ``None``
     :param replay_buffer_kwargs: further arguments of the replay buffer
-    :param optimize_memory_usage: store next observations only once
+    :param optimize_memory_usage: store next observations only once, as ``compact_replay`` does in any case
     :param n_steps: n of the n-step returns in eq. (2)
     :param ent_coef: α; ``"auto"`` learns it by (1) from 1, ``"auto_0.1"`` from 0.1
     :param target_update_interval: update (5) at the first and every n-th gradient step of each ``train()``, as SB3 counts
@@ -100,6 +100,9 @@ class SAC(OffPolicy):
     :param verbose: 0 silent, 1 information, 2 debugging
     :param seed: seed of every random generator
     :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``
+    :param compact_replay: store each observation once, and 64-bit ones in single precision where samples stay SB3's
+    :param overlap: take gradient steps while the environments step, which pays where they step in processes of their own;
+        minibatches then lack the newest transition
     :param critic_loss_coef: c of eq. (3)
     :param tanh_correction: ``"epsilon"``: SB3's log(1 − a² + 1e-6) in log π; ``"exact"``: Spinning Up's identity
     """
@@ -149,6 +152,8 @@ class SAC(OffPolicy):
         q_lr: float | Schedule | None = None,
         update_after: int | None = None,
         noise_units: NoiseUnits = "normalized",
+        compact_replay: bool = True,
+        overlap: bool = False,
         critic_loss_coef: float = 0.5,
         tanh_correction: TanhCorrection = "epsilon",
     ) -> None:
@@ -180,6 +185,8 @@ class SAC(OffPolicy):
             q_lr=q_lr,
             update_after=update_after,
             noise_units=noise_units,
+            compact_replay=compact_replay,
+            overlap=overlap,
         )
         self.ent_coef = ent_coef
         self.target_update_interval = target_update_interval

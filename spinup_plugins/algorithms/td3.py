@@ -73,7 +73,7 @@ class TD3(OffPolicy):
     :param action_noise: exploration noise added to μ(s); a number is the deviation of a Gaussian, ``None`` explores not at all
     :param replay_buffer_class: replay buffer, chosen by the observation space and ``n_steps`` when ``None``
     :param replay_buffer_kwargs: further arguments of the replay buffer
-    :param optimize_memory_usage: store next observations only once
+    :param optimize_memory_usage: store next observations only once, as ``compact_replay`` does in any case
     :param n_steps: n of the n-step returns in eq. (2)
     :param policy_delay: gradient steps of the critic per step of the actor and the targets
     :param target_policy_noise: σ of eq. (1), in ``noise_units``
@@ -84,6 +84,9 @@ class TD3(OffPolicy):
     :param verbose: 0 silent, 1 information, 2 debugging
     :param seed: seed of every random generator
     :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``
+    :param compact_replay: store each observation once, and 64-bit ones in single precision where samples stay SB3's
+    :param overlap: take gradient steps while the environments step, which pays where they step in processes of their own;
+        minibatches then lack the newest transition
     """
 
     _file_mark: ClassVar[str] = "target_policy_noise"
@@ -128,6 +131,8 @@ class TD3(OffPolicy):
         q_lr: float | Schedule | None = None,
         update_after: int | None = None,
         noise_units: NoiseUnits = "normalized",
+        compact_replay: bool = True,
+        overlap: bool = False,
     ) -> None:
         super().__init__(
             policy,
@@ -155,6 +160,8 @@ class TD3(OffPolicy):
             q_lr=q_lr,
             update_after=update_after,
             noise_units=noise_units,
+            compact_replay=compact_replay,
+            overlap=overlap,
         )
         self.policy_delay = policy_delay
         self.target_policy_noise = target_policy_noise
