@@ -3,17 +3,19 @@
 import importlib.util
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from spinup_plugins.envs.convert import VecEnvKind, as_vec_env
 from spinup_plugins.errors import ConfigError, UnknownNameError, nearest
+from spinup_plugins.wrapping import resolve_wrappers, wrap_all
 
 __all__ = ["make_env"]
 
@@ -21,46 +23,43 @@ _EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d"}
 
 
 def make_env(
-    env_id: str,
+    env: str | Callable[..., gym.Env[Any, Any]],
     n_envs: int = 1,
     *,
-    vec_env: Literal["dummy", "subproc"] = "dummy",
+    vec_env: VecEnvKind = "dummy",
     seed: int | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[str | Mapping[str, Any]] = (),
     normalize: bool | Mapping[str, Any] = False,
     monitor_dir: str | Path | None = None,
     gamma: float | None = None,
 ) -> VecEnv:
-    """Build ``n_envs`` copies of a registered environment as one monitored ``VecEnv``.
+    """Build ``n_envs`` copies of an environment as one monitored ``VecEnv``.
 
-    :param env_id: an id that Gymnasium knows, or ``"module:id"`` to import the module that registers it
+    :param env: an id that Gymnasium (or EnvPool) knows, ``"module:id"`` to import the module that registers it, or a
+        function that makes the environment
     :param n_envs: number of copies, at least 1
-    :param vec_env: ``"dummy"`` steps the copies in this process, ``"subproc"`` gives each its own
+    :param vec_env: a key of :data:`spinup_plugins.envs.VEC_ENVS`: where the copies are stepped
     :param seed: seeds copy ``i`` with ``seed + i`` at its first reset; None leaves the environments unseeded
     :param env_kwargs: arguments of the environment's constructor
+    :param wrappers: names, or ``{name: {argument: value}}``, of wrappers around each copy, the innermost first
+        (:mod:`spinup_plugins.wrapping`); returns and lengths are reported from outside of them
     :param normalize: True wraps in ``VecNormalize``; a mapping does so with these arguments
     :param monitor_dir: folder for the monitors' ``<i>.monitor.csv``; None writes no file
     :param gamma: discount for the running return that scales rewards when ``normalize`` does not give one
-    :raises UnknownNameError: there is no such environment
+    :raises UnknownNameError: there is no such environment or wrapper
     :raises ConfigError: an argument is not the environment's, or an optional dependency is missing
     """
-    if n_envs < 1:
-        raise ConfigError(f"n_envs must be at least 1, not {n_envs}")
-    classes: dict[str, type[DummyVecEnv | SubprocVecEnv]] = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}
-    if vec_env not in classes:
-        raise ConfigError(f"vec_env must be 'dummy' or 'subproc', not {vec_env!r}{nearest(vec_env, classes)}")
     options = _normalize_options(normalize, gamma)
-    with _one_line_errors(env_id):
-        if vec_env == "subproc":
+    resolved = resolve_wrappers(wrappers)
+    wraps = [partial(wrap_all, wrappers=resolved)] if resolved else []
+    name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
+    with _one_line_errors(name, env):
+        if vec_env in ("auto", "subproc", "gym-async"):
             # A worker that cannot build its environment dies with its message; build one here first to hear it.
-            gym.make(env_id, **(env_kwargs or {})).close()
-        envs = make_vec_env(
-            env_id,
-            n_envs,
-            seed=seed,
-            monitor_dir=None if monitor_dir is None else str(monitor_dir),
-            env_kwargs=dict(env_kwargs or {}),
-            vec_env_cls=classes[vec_env],
+            as_vec_env(env, 1, env_kwargs=env_kwargs, wrappers=wraps).close()
+        envs = as_vec_env(
+            env, n_envs, vec_env=vec_env, seed=seed, env_kwargs=env_kwargs, wrappers=wraps, monitor_dir=monitor_dir
         )
     if options is None:
         return envs
@@ -68,7 +67,7 @@ def make_env(
         return VecNormalize(envs, **options)
     except (TypeError, ValueError, AssertionError) as error:
         envs.close()
-        raise ConfigError(f"{env_id} cannot be normalised: {error}") from error
+        raise ConfigError(f"{name} cannot be normalised: {error}") from error
 
 
 def _normalize_options(normalize: bool | Mapping[str, Any], gamma: float | None) -> dict[str, Any] | None:
@@ -85,22 +84,22 @@ def _normalize_options(normalize: bool | Mapping[str, Any], gamma: float | None)
 
 
 @contextmanager
-def _one_line_errors(env_id: str) -> Iterator[None]:
-    """Turn what Gymnasium raises while building ``env_id`` into this package's errors."""
+def _one_line_errors(name: str, env: str | Callable[..., Any]) -> Iterator[None]:
+    """Turn what Gymnasium raises while building ``env`` into this package's errors."""
     try:
         yield
     except UnregisteredEnv as error:
-        raise UnknownNameError(f"unknown environment {env_id!r}: {_first_line(error)}") from error
+        raise UnknownNameError(f"unknown environment {name!r}: {_first_line(error)}") from error
     except (DependencyNotInstalled, ImportError) as error:
-        raise _missing_dependency(env_id, error) from error
+        raise _missing_dependency(name, error) from error
     except TypeError as error:
         unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unexpected is None:
             raise
         key = unexpected[1]
-        raise ConfigError(f"{env_id} has no argument {key!r}{nearest(key, _arguments(env_id))}") from error
+        raise ConfigError(f"{name} has no argument {key!r}{nearest(key, _arguments(env))}") from error
     except gym.error.Error as error:
-        raise ConfigError(f"environment {env_id!r}: {_first_line(error)}") from error
+        raise ConfigError(f"environment {name!r}: {_first_line(error)}") from error
 
 
 def _missing_dependency(env_id: str, error: Exception) -> ConfigError:
@@ -114,10 +113,10 @@ def _missing_dependency(env_id: str, error: Exception) -> ConfigError:
     return ConfigError(f'environment {env_id!r} needs an extra: pip install "spinup-plugins[{extra}]"')
 
 
-def _arguments(env_id: str) -> list[str]:
-    """Names of the constructor arguments of ``env_id``."""
-    entry_point = gym.spec(env_id).entry_point
-    creator = gym.envs.registration.load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+def _arguments(env: str | Callable[..., Any]) -> list[str]:
+    """Names of the arguments of the constructor behind an id, or of a function."""
+    creator: Any = gym.spec(env).entry_point if isinstance(env, str) else env
+    creator = gym.envs.registration.load_env_creator(creator) if isinstance(creator, str) else creator
     return [] if creator is None else list(inspect.signature(creator).parameters)
 
 

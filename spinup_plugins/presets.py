@@ -22,6 +22,8 @@ PRESETS = ("default", "spinning_up", "zoo")
 RUN_KEYS: dict[str, Any] = {
     "n_timesteps": int,
     "n_envs": int,
+    "vec_env": str,
+    "wrappers": list[str | dict[str, Any]],
     "normalize": bool | dict[str, Any],
     "env_kwargs": dict[str, Any],
     "policy": str,
@@ -86,6 +88,7 @@ def _entry(spec: "AlgorithmSpec", file: Path, env_id: str | None, *, alone: bool
     :param alone: whether a file that does not list ``env_id`` may be one entry itself
     """
     from spinup_plugins import schema
+    from spinup_plugins.wrapping import resolve_wrappers
 
     entries, locate = load_yaml(file)
     path: tuple[str, ...] = ()
@@ -104,6 +107,7 @@ def _entry(spec: "AlgorithmSpec", file: Path, env_id: str | None, *, alone: bool
         raise ConfigError(f"{locate(path)}: the entry does not tell its 'provenance'")
     for key in [key for key in entry if key in RUN_KEYS]:
         entry[key] = schema.check_value(key, entry[key], RUN_KEYS[key], locate((*path, key)))
+    resolve_wrappers(entry.get("wrappers", ()), where=locate((*path, "wrappers")))
     arguments = {key: value for key, value in entry.items() if key not in RUN_KEYS}
     schema.resolve(spec.load(), arguments, where=lambda keys: locate((*path, *keys)))
     return entry

@@ -8,6 +8,7 @@ all of them, a comma-separated list those it names, bare or as ``distribution:na
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.policies import BasePolicy
     from stable_baselines3.common.type_aliases import GymEnv
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from spinup_plugins.envs.convert import AnyEnv
 
 __all__ = [
     "API_VERSION",
@@ -45,7 +49,7 @@ API_VERSION = 1
 GROUP = "spinup_plugins.algorithms"
 DISABLE = "SPINUP_PLUGINS_DISABLE"
 
-_ENVIRONMENT_KEYS = ("n_envs", "normalize", "env_kwargs")
+_ENVIRONMENT_KEYS = ("n_envs", "vec_env", "normalize", "env_kwargs", "wrappers")
 
 
 @dataclass(frozen=True)
@@ -411,7 +415,7 @@ def _check_version(spec: AlgorithmSpec, whose: str) -> None:
 
 def make(
     name: str,
-    env: "GymEnv | str",
+    env: "AnyEnv",
     *,
     policy: "str | type[BasePolicy] | None" = None,
     preset: str | None = None,
@@ -420,33 +424,40 @@ def make(
     """Build an algorithm for an environment.
 
     :param name: the algorithm's name or an alias; ``"sb3:a2c"`` and the like are Stable-Baselines3's own
-    :param env: id, environment or ``VecEnv``. For an id, the preset or ``kwargs`` may set ``n_envs``, ``env_kwargs``
-        and ``normalize`` of :func:`spinup_plugins.environments.make_env`, too
+    :param env: whatever :func:`spinup_plugins.envs.as_vec_env` takes. For an id or a function that makes an environment,
+        the preset or ``kwargs`` may set ``n_envs``, ``vec_env``, ``env_kwargs``, ``wrappers`` and ``normalize`` of
+        :func:`spinup_plugins.environments.make_env`, too
     :param policy: name or class; by default ``MultiInputPolicy`` for Dict observations, ``CnnPolicy`` for images, else
         ``MlpPolicy``, or the algorithm's variant of them
     :param preset: values to begin with, see :func:`preset_values`
     :param kwargs: constructor arguments, over the preset's; as Python objects or as plain data (:mod:`.schema`)
     :return: the algorithm, ready to ``learn``
-    :raises UnknownNameError: there is no such algorithm, environment, preset or policy
+    :raises UnknownNameError: there is no such algorithm, environment, wrapper, preset or policy
     :raises ConfigError: an argument is unknown or of the wrong type, or the algorithm cannot act in the environment
     :raises PluginError: the algorithm cannot be loaded
     """
     from spinup_plugins.environments import make_env
+    from spinup_plugins.envs.convert import as_vec_env
 
-    if not isinstance(env, str) and not hasattr(env, "action_space"):
-        raise ConfigError(f"make({name!r}) needs an environment: an id, a gymnasium.Env or a VecEnv, not {env!r}")
     spec = get_spec(name)
-    usable: tuple[str, ...] = _ENVIRONMENT_KEYS if isinstance(env, str) else ()
+    copies = isinstance(env, str) or (callable(env) and not hasattr(env, "action_space"))
+    usable: tuple[str, ...] = _ENVIRONMENT_KEYS if copies else ()
     for key in [key for key in kwargs if key in RUN_KEYS and key not in usable]:
-        reason = "is for an environment given by its id" if key in _ENVIRONMENT_KEYS else "is no constructor argument"
+        ours = key in _ENVIRONMENT_KEYS
+        reason = "is for an environment given by its id or a function" if ours else "is no constructor argument"
         raise ConfigError(f"make({name!r}): {key!r} {reason}")
-    values = merge_values(preset_values(spec, preset, env if isinstance(env, str) else _env_id(env)), kwargs)
+    try:
+        envs = None if copies else as_vec_env(env)
+    except ConfigError as error:
+        raise ConfigError(f"make({name!r}): {error}") from error
+    env_id = env if isinstance(env, str) else None if envs is None else _env_id(envs)
+    values = merge_values(preset_values(spec, preset, env_id), kwargs)
     run = {key: values.pop(key) for key in RUN_KEYS if key in values}
     policy = policy if policy is not None else run.get("policy")
-    if not isinstance(env, str):
-        return build(spec, env, values, policy=policy)
+    if envs is not None:
+        return build(spec, envs, values, policy=policy)
     options = {key: run[key] for key in _ENVIRONMENT_KEYS if key in run}
-    envs = make_env(env, seed=values.get("seed"), gamma=values.get("gamma"), **options)
+    envs = make_env(env, seed=values.get("seed"), gamma=values.get("gamma"), **options)  # type: ignore[arg-type]
     try:
         return build(spec, envs, values, policy=policy)
     except BaseException:
@@ -473,6 +484,7 @@ def build(
     :raises ConfigError: an argument is wrong, or the algorithm cannot act in the environment
     """
     from spinup_plugins import schema
+    from spinup_plugins.algorithms.common import DropIn
 
     cls = spec.load()
     acts_on = type(env.action_space).__name__
@@ -486,6 +498,12 @@ def build(
         hint = nearest(policy, cls.policy_aliases)
         raise UnknownNameError(f"{spec.name} has no policy {policy!r}{hint}; it has {', '.join(cls.policy_aliases)}")
     arguments = schema.resolve(cls, {**values, "policy": policy}, where=where, action_space=env.action_space)
+    if getattr(env.unwrapped, "reset_steps", False) and not issubclass(cls, DropIn):
+        warnings.warn(
+            f"{spec.name} does not know of steps that only reset an environment: each enters its buffer as an episode of"
+            " one step without reward. Use the vector environment in autoreset mode 'SameStep'",
+            stacklevel=3,
+        )
     return cls(env=env, **arguments)
 
 
@@ -511,9 +529,7 @@ def choose_policy(cls: "type[BaseAlgorithm]", observation_space: "spaces.Space[A
     raise ConfigError(f"{cls.__name__} has no {kind} policy for {observation_space}; it has {', '.join(cls.policy_aliases)}")
 
 
-def _env_id(env: Any) -> str | None:
-    """Return the id an environment or the first of a ``VecEnv`` was made by."""
-    from stable_baselines3.common.vec_env import VecEnv
-
-    spec = env.get_attr("spec", 0)[0] if isinstance(env, VecEnv) else env.spec
+def _env_id(env: "VecEnv") -> str | None:
+    """Return the id that the first of the environments was made by."""
+    spec = env.get_attr("spec", 0)[0]
     return None if spec is None else spec.id

@@ -4,10 +4,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from spinup_plugins import environments
 from spinup_plugins.environments import make_env
+from spinup_plugins.envs import SharedMemoryVecEnv
 from spinup_plugins.errors import ConfigError, UnknownNameError
 
 
@@ -25,6 +26,19 @@ def test_copies_are_monitored_and_seeded_apart():
 def test_arguments_reach_the_environment():
     env = make_env("CartPole-v1", env_kwargs={"sutton_barto_reward": True})
     assert env.get_attr("_sutton_barto_reward") == [True]
+
+
+def test_wrappers_go_around_each_copy_inside_of_its_monitor():
+    env = make_env("CartPole-v1", 2, wrappers=[{"time_limit": {"max_episode_steps": 3}}, "time_aware_observation"])
+    assert env.observation_space.shape == (5,)
+    env.reset()
+    for _ in range(3):
+        infos = env.step(np.array([0, 1]))[3]
+    assert [info["episode"]["l"] for info in infos] == [3, 3]
+    with pytest.raises(UnknownNameError, match=r"unknown wrapper 'time_limt' \(did you mean 'time_limit'\?\)"):
+        make_env("CartPole-v1", wrappers=["time_limt"])
+    with pytest.raises(ConfigError, match="'rescale_action' around CartPole-v1: "):
+        make_env("CartPole-v1", wrappers=[{"rescale_action": {"min_action": -1, "max_action": 1}}])
 
 
 def test_normalisation():
@@ -47,7 +61,7 @@ def test_monitor_files(tmp_path):
 def test_processes():
     env = make_env("CartPole-v1", 2, vec_env="subproc", seed=5)
     try:
-        assert isinstance(env, SubprocVecEnv)
+        assert isinstance(env, SharedMemoryVecEnv)
         assert np.array_equal(env.reset(), make_env("CartPole-v1", 2, seed=5).reset())
     finally:
         env.close()
@@ -117,7 +131,7 @@ def test_missing_dependencies(monkeypatch):
     def not_installed(*_, **__):
         raise gym.error.DependencyNotInstalled("mujoco is not installed")
 
-    monkeypatch.setattr(environments, "make_vec_env", not_installed)
+    monkeypatch.setattr(environments, "as_vec_env", not_installed)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'needs an extra: pip install "spinup-plugins\[mujoco\]"'):
         make_env("HalfCheetah-v5")

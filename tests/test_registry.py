@@ -327,7 +327,7 @@ def test_policies_may_be_given():
 @pytest.mark.parametrize(
     ("name", "env", "arguments", "kind", "message"),
     [
-        ("ppo", None, {}, ConfigError, r"make\('ppo'\) needs an environment: an id"),
+        ("ppo", None, {}, ConfigError, r"make\('ppo'\): expected an environment: an id"),
         ("ppo", "CartPol-v1", {}, UnknownNameError, "unknown environment 'CartPol-v1'"),
         ("ppo", "CartPole-v1", {"lerning_rate": 1}, ConfigError, r"PPO has no argument 'lerning_rate' \(did you mean"),
         ("ppo", "CartPole-v1", {"policy": "MlpPolcy"}, UnknownNameError, r"ppo has no policy 'MlpPolcy' \(did you mean"),

@@ -23,6 +23,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorD
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from spinup_plugins.atomic import replacing
+from spinup_plugins.envs.convert import AnyEnv, as_vec_env
+from spinup_plugins.envs.gymnasium_vec import GymnasiumVecEnv
 from spinup_plugins.errors import (
     ConfigError,
     EnvError,
@@ -232,6 +234,15 @@ class DropIn(BaseAlgorithm):
 
     # --- environments ------------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def _wrap_env(env: AnyEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Take any kind of environment, where Stable-Baselines3 takes Gymnasium's ``Env`` and its own ``VecEnv``."""
+        if not isinstance(env, VecEnv):
+            env = as_vec_env(env, monitor=monitor_wrapper)
+            if verbose >= 1:
+                print(f"Wrapping the env in a {type(env).__name__}.")
+        return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
     def _setup_learn(
         self,
         total_timesteps: int,
@@ -287,18 +298,24 @@ class DropIn(BaseAlgorithm):
 
     @contextmanager
     def _named_faults(self) -> Iterator[None]:
-        """Say which environment and space it was about where a vec-env cannot store an observation, or lost a process."""
+        """Say when, in which environment and space a vec-env could not store an observation, or lost a process."""
         try:
             yield
+        except EnvError as error:
+            if "timestep" in str(error):
+                raise
+            raise EnvError(f"{error}, at timestep {self.num_timesteps}") from error
         except (EOFError, ConnectionResetError, BrokenPipeError) as error:
             vec_env = None if self.env is None else self.env.unwrapped
-            if not isinstance(vec_env, SubprocVecEnv):
+            if isinstance(vec_env, SubprocVecEnv):
+                vec_env.waiting = False  # or close() would wait for answers that never come
+            elif not isinstance(vec_env, GymnasiumVecEnv):
                 raise
-            vec_env.waiting = False  # or close() would wait for answers that never come
             raise EnvError("the process of an environment died; its own message stands above") from error
         except Exception as error:
             for frame, _ in traceback.walk_tb(error.__traceback__):
-                if frame.f_code.co_name in ("_save_obs", "_stack_obs"):  # DummyVecEnv's, SubprocVecEnv's
+                # DummyVecEnv's, SubprocVecEnv's, SyncVectorEnv's
+                if frame.f_code.co_name in ("_save_obs", "_stack_obs", "concatenate"):
                     raise EnvError(
                         f"{_env_name(self.env, frame.f_locals.get('env_idx'))} returned an observation that does not"
                         f" fit its space {self.observation_space} at timestep {self.num_timesteps} ({error})"

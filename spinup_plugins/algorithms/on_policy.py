@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from math import inf
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -25,11 +26,13 @@ from torch.nn.utils import clip_grad_norm_
 
 from spinup_plugins.algorithms import functional
 from spinup_plugins.algorithms.common import DropIn, choice
+from spinup_plugins.engine.replay import RESET_STEP
 
 __all__ = [
     "ACTION_SPACES",
     "SPINNING_UP_POLICY",
     "AdvantageNorm",
+    "Columns",
     "OnPolicy",
     "ValueTarget",
     "episode_ends",
@@ -152,10 +155,11 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         if self.reset_on_rollout and not self._last_episode_starts.all():
             self._last_obs = env.reset()  # type: ignore[assignment]
             self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+        columns = Columns(rollout_buffer) if getattr(env.unwrapped, "reset_steps", False) else None
 
         callback.on_rollout_start()
 
-        while n_steps < n_rollout_steps:
+        while n_steps < n_rollout_steps if columns is None else not columns.full:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
 
@@ -167,7 +171,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
 
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self._check_finite(new_obs, rewards)
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += env.num_envs if columns is None else Columns.count(infos)
 
             callback.update_locals(locals())
             if not callback.on_step():
@@ -179,17 +183,16 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
             if isinstance(self.action_space, spaces.Discrete):
                 actions = actions.reshape(-1, 1)
             self._bootstrap_truncated(rewards, dones, infos)
-            rollout_buffer.add(
-                self._last_obs,  # type: ignore[arg-type]
-                actions,
-                rewards,
-                self._last_episode_starts,
-                values,
-                log_probs,
-            )
+            step = (self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)
+            if columns is None:
+                rollout_buffer.add(*step)  # type: ignore[arg-type]
+            else:
+                columns.add(step, new_obs, dones, infos)
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
 
+        if columns is not None:
+            new_obs, dones = columns.finish()
         with th.no_grad():
             values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
         self._compute_targets(rollout_buffer, values, dones)
@@ -311,3 +314,66 @@ def episode_ends(rollout_buffer: RolloutBuffer, dones: Any) -> functional.Array:
     """
     last = np.asarray(dones, dtype=np.float32)[None]
     return np.concatenate([rollout_buffer.episode_starts[1:], last])
+
+
+class Columns:
+    """Fills a rollout buffer environment by environment, leaving out the steps that only reset one.
+
+    Such steps come from vector environments that take their resets for steps (``NEXT_STEP`` autoreset,
+    :mod:`spinup_plugins.envs.gymnasium_vec`). An environment whose column is full goes on until all are; what it then
+    does is not stored, and its value target is bootstrapped from where its column ends.
+
+    :param rollout_buffer: an empty buffer of (T, N) steps
+    """
+
+    def __init__(self, rollout_buffer: RolloutBuffer) -> None:
+        self.buffer = rollout_buffer
+        self.filled = np.zeros(rollout_buffer.n_envs, dtype=np.int64)
+        self.last_obs: Any = None
+        self.last_dones = np.zeros(rollout_buffer.n_envs, dtype=bool)
+
+    @property
+    def full(self) -> bool:
+        """Whether every column holds T steps."""
+        return bool((self.filled == self.buffer.buffer_size).all())
+
+    @staticmethod
+    def count(infos: Sequence[dict[str, Any]]) -> int:
+        """Return how many environments took a step, rather than reset."""
+        return sum(not info.get(RESET_STEP, False) for info in infos)
+
+    def add(self, step: tuple[Any, ...], new_obs: Any, dones: Any, infos: Sequence[dict[str, Any]]) -> None:
+        """Store one step of the environments that took one and still need it.
+
+        :param step: observations (N, …), actions (N, A), rewards, episode starts, values and log-probabilities, each (N,)
+        :param new_obs: observations after it, (N, …)
+        :param dones: (N,)
+        :param infos: (N,)
+        """
+        buffer = self.buffer
+        took = np.array([not info.get(RESET_STEP, False) for info in infos]) & (self.filled < buffer.buffer_size)
+        rows, columns = self.filled[took], np.flatnonzero(took)
+        observations, actions, rewards, starts, values, log_probs = step
+        stored = [(buffer.actions, actions), (buffer.rewards, rewards), (buffer.episode_starts, starts)]
+        stored += [(buffer.values, values), (buffer.log_probs, log_probs)]
+        parts: Any = [(buffer.observations, observations)]
+        if isinstance(observations, dict):
+            parts = [(buffer.observations[key], value) for key, value in observations.items()]
+        for array, new in (*stored, *parts):
+            new = new.cpu().numpy() if isinstance(new, th.Tensor) else np.asarray(new)
+            array[rows, columns] = new.reshape(buffer.n_envs, *array.shape[2:])[took]
+        if self.last_obs is None:
+            self.last_obs = deepcopy(new_obs)
+        for last, new in zip(_parts(self.last_obs), _parts(new_obs), strict=True):
+            last[took] = new[took]
+        self.last_dones[took] = dones[took]
+        self.filled += took
+
+    def finish(self) -> tuple[Any, Any]:
+        """Mark the buffer as full; return what follows each column's last step: observations (N, …) and dones (N,)."""
+        self.buffer.pos, self.buffer.full = self.buffer.buffer_size, True
+        return self.last_obs, self.last_dones
+
+
+def _parts(observations: Any) -> tuple[Any, ...]:
+    return tuple(observations.values()) if isinstance(observations, dict) else (observations,)
