@@ -61,7 +61,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
     assert main(args) == 0
     listed = capsys.readouterr().out.split("Commands:")[1]
-    assert [line.split()[0] for line in listed.strip().splitlines()] == ["list", "describe", "train", "eval"]
+    assert [line.split()[0] for line in listed.strip().splitlines()] == ["list", "describe", "train", "eval", "speed"]
 
 
 @pytest.mark.parametrize("command", ["list", "describe", "train", "eval"])
@@ -248,7 +248,11 @@ def test_a_progress_bar_is_drawn_in_a_terminal_only(
         (["ppo", "CartPole-v1", "-n", "many"], "n_timesteps='many' must be a valid integer"),
         (["ppo", "CartPole-v1", "--eval-every", "-1"], "--eval-every: eval_every=-1 must be"),
         (["ppo", "CartPole-v1", "--n-envs", "0"], "--n-envs: n_envs=0 must be"),
-        (["ppo", "CartPole-v1", "--vec-env", "subprocc"], "vec_env='subprocc' must be 'dummy' or 'subproc' (did you mean"),
+        (["ppo", "CartPole-v1", "--vec-env", "subprocc"], "'gym-async' or 'envpool' (did you mean 'subproc'?)"),
+        (["ppo", "CartPole-v1", "--wrap", "time_limt"], "--wrap: unknown wrapper 'time_limt' (did you mean 'time_limit'?)"),
+        (["ppo", "CartPole-v1", "--wrap", "time_limit:{a: 1}"], "--wrap: wrapper 'time_limit': TimeLimit has no argument 'a'"),
+        (["ppo", "CartPole-v1", "--wrap", "time_limit"], "--wrap: wrapper 'time_limit': TimeLimit needs 'max_episode_steps'"),
+        (["ppo", "CartPole-v1", "--wrap", "rescale_action:{min_action: -1, max_action: 1}"], "around CartPole-v1: "),
         (
             ["ppo", "CartPole-v1", "--set", "lerning_rate=1"],
             "--set lerning_rate: PPO has no argument 'lerning_rate' (did you mean",

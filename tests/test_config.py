@@ -28,7 +28,7 @@ BASE = layer(algo="ppo", env="CartPole-v1")
 def test_algorithm_and_environment_suffice() -> None:
     config = compose(BASE)
     assert config == RunConfig(algo="ppo", env="CartPole-v1")
-    assert (config.n_timesteps, config.seed, config.n_envs, config.vec_env) == (100_000, 0, 1, "dummy")
+    assert (config.n_timesteps, config.seed, config.n_envs, config.vec_env) == (100_000, 0, 1, "auto")
 
 
 def test_a_later_layer_wins_key_by_key() -> None:
@@ -83,7 +83,10 @@ def test_a_whole_number_may_be_written_as_a_float(n: float) -> None:
         ({"n_timesteps": "10"}, "n_timesteps='10' must be a valid integer"),
         ({"n_envs": -1}, "n_envs=-1 must be greater"),
         ({"seed": True}, "seed=True must be a valid integer"),
-        ({"vec_env": "dumy"}, r"vec_env='dumy' must be 'dummy' or 'subproc' \(did you mean 'dummy'\?\)"),
+        ({"vec_env": "dumy"}, r"vec_env='dumy' must be 'auto', 'dummy', .* or 'envpool' \(did you mean 'dummy'\?\)"),
+        ({"wrappers": ["time_limt"]}, r"^wrappers: unknown wrapper 'time_limt' \(did you mean 'time_limit'\?\)"),
+        ({"wrappers": [{"time_limit": {"steps": 3}}]}, "^wrappers: wrapper 'time_limit': TimeLimit has no argument 'steps'"),
+        ({"wrappers": "time_limit"}, r"wrappers='time_limit' must be a valid list"),
         ({"env_kwargs": 3}, "env_kwargs=3 must be a valid dict"),
         ({"hyperparameters": [1]}, r"hyperparameters=\[1\] must be a valid dict"),
         ({"callbacks": "a:b"}, "callbacks='a:b' must be a valid list"),

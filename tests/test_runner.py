@@ -1,4 +1,5 @@
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from spinup_plugins.errors import ConfigError, EnvError, SpinupError
 from spinup_plugins.runs import runner
 from spinup_plugins.runs.callbacks import load_callback
 from spinup_plugins.runs.config import RunConfig, load
-from spinup_plugins.runs.evaluation import load_run
+from spinup_plugins.runs.evaluation import evaluate, load_run
 from spinup_plugins.runs.files import Status, claimed
 from spinup_plugins.runs.runner import Run, prepare, train
 
@@ -314,6 +315,30 @@ def test_what_was_learnt_is_kept_when_training_stops(
 
 def test_a_dead_process_is_named(tmp_path: Path) -> None:
     run = prepare(tiny(FAULTY, vec_env="subproc", env_kwargs={"fault": "exit"}), tmp_path)
-    with pytest.raises(EnvError, match="the process of an environment died"):
+    with pytest.raises(EnvError, match=r"process of environment number \d \('Faulty-v0'\) exited with status 3"):
         run.learn()
     assert Status.read(run.folder).state == "failed"
+
+
+def test_the_vectorisation_that_was_chosen_is_written_down(tmp_path: Path) -> None:
+    run = prepare(tiny(vec_env="auto", n_envs=1), tmp_path)
+    assert load(run.folder / "config.yml").vec_env == "dummy"
+    run._close()
+
+
+def test_wrappers_repeat_and_those_of_rewards_are_not_evaluated_through(tmp_path: Path) -> None:
+    wrappers = [{"time_limit": {"max_episode_steps": 5}}, {"scale_reward": {"scale": 100.0}}]
+    run = train(tiny("CartPole-v1", wrappers=wrappers), tmp_path)
+    config = load(run.folder / "config.yml")
+    assert config.wrappers == wrappers
+    assert run.evaluation is not None
+    assert set(run.evaluation.returns) == {5.0}
+    assert {episode["r"] for episode in run.model.ep_info_buffer} == {500.0}
+    assert set(evaluate(load_run(run.folder).model, load_run(run.folder).env, 2).returns) == {5.0}
+
+
+@pytest.mark.skipif(find_spec("envpool") is None, reason="the optional EnvPool is not installed")
+def test_a_run_on_envpool_evaluates_on_it_from_the_same_states(tmp_path: Path) -> None:
+    first, second = (train(tiny("Acrobot-v1", vec_env="envpool", n_envs=2, eval_every=32), tmp_path) for _ in range(2))
+    assert first.evaluation == second.evaluation
+    assert np.array_equal(first.evaluations.evaluations_results, second.evaluations.evaluations_results)

@@ -47,8 +47,9 @@ def command(
     vec_env: Annotated[
         str | None,
         typer.Option(
-            metavar="dummy|subproc",
-            help="Step the copies in this process (dummy) or each in its own (subproc). Default: dummy.",
+            metavar="KIND",
+            help="How the copies are stepped: dummy in this process, subproc in worker processes, auto whichever of the two "
+            "a measurement finds faster, gym-async by Gymnasium's AsyncVectorEnv, envpool by EnvPool. Default: auto.",
         ),
     ] = None,
     env_kwargs: Annotated[
@@ -56,6 +57,14 @@ def command(
         typer.Option(
             metavar="KEY=VALUE",
             help="Argument of the environment's constructor; VALUE is YAML. May be repeated. Default: the preset's.",
+        ),
+    ] = None,
+    wrap: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Wrapper around each copy: a name that 'spinup list --wrappers' shows or module:Class, with arguments as "
+            "NAME:{key: value}. May be repeated, the innermost first. Default: the preset's, else none.",
         ),
     ] = None,
     normalize: Annotated[
@@ -142,6 +151,7 @@ def command(
         from spinup_plugins.runs.callbacks import ProgressBar
         from spinup_plugins.runs.config import Layer, compose, file_layer
         from spinup_plugins.runs.runner import prepare
+        from spinup_plugins.wrapping import parse_wrapper
 
         values = {
             "algo": algo,
@@ -151,6 +161,7 @@ def command(
             "n_envs": n_envs,
             "vec_env": vec_env,
             "env_kwargs": assignments("--env-kwargs", env_kwargs or ()),
+            "wrappers": [parse_wrapper(text) for text in wrap] if wrap else None,
             "normalize": normalize,
             "policy": policy,
             "preset": preset,
@@ -191,7 +202,7 @@ def _option(keys: Sequence[str]) -> str:
     key, *inner = keys
     if key in ("algo", "env"):
         return key.upper()
-    name = {"hyperparameters": "set", "callbacks": "callback"}.get(key, key.replace("_", "-"))
+    name = {"hyperparameters": "set", "callbacks": "callback", "wrappers": "wrap"}.get(key, key.replace("_", "-"))
     return " ".join([f"--{name}", ".".join(inner)]).rstrip()
 
 

@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from spinup_plugins import __version__, registry, schema
 from spinup_plugins.atomic import write_text
+from spinup_plugins.envs.convert import VecEnvKind
 from spinup_plugins.errors import ConfigError, nearest
+from spinup_plugins.wrapping import resolve_wrappers
 from spinup_plugins.yaml_files import Locate, dump_yaml, load_yaml
 
 __all__ = ["Layer", "RunConfig", "completed", "compose", "dump", "file_layer", "load"]
@@ -42,8 +44,10 @@ class RunConfig(BaseModel):
     :param n_timesteps: environment steps to train for, summed over the environments; a lower bound, as in SB3
     :param seed: seed of parameters, exploration and environments (copy ``i`` gets ``seed + i``)
     :param n_envs: copies of the environment stepped side by side
-    :param vec_env: ``dummy`` steps them in this process, ``subproc`` gives each its own
+    :param vec_env: how they are stepped: ``dummy`` in this process, ``subproc`` in worker processes, ``auto`` whichever of
+        the two a measurement finds faster, ``gym-async`` by Gymnasium's AsyncVectorEnv, ``envpool`` by EnvPool
     :param env_kwargs: arguments of the environment's constructor
+    :param wrappers: names, or ``{name: {argument: value}}``, of wrappers around each copy, the innermost first
     :param normalize: true, or arguments of ``VecNormalize``: observations and rewards are normalised while training
     :param policy: ``MlpPolicy`` and the like; null chooses by the observation space
     :param preset: where the values not given came from: ``default``, ``spinning_up``, ``zoo`` or a YAML file
@@ -65,8 +69,9 @@ class RunConfig(BaseModel):
     n_timesteps: Count = Field(100_000, ge=1)
     seed: Count = Field(0, ge=0, lt=2**32)
     n_envs: Count = Field(1, ge=1)
-    vec_env: Literal["dummy", "subproc"] = "dummy"
+    vec_env: VecEnvKind = "auto"
     env_kwargs: dict[str, Any] = Field(default_factory=dict)
+    wrappers: list[str | dict[str, Any]] = Field(default_factory=list)
     normalize: bool | dict[str, Any] = False
     policy: str | None = None
     preset: str | None = None
@@ -119,6 +124,8 @@ def compose(*layers: Layer) -> RunConfig:
             values = _merge(values, _nested(registry.preset_values(spec, preset, merged["env"])))
         values = _merge(values, layer.values)
         _check_hyperparameters(cls, layer, values.get("policy"))
+        if isinstance(layer.values.get("wrappers"), list):
+            resolve_wrappers(layer.values["wrappers"], where=layer.locate(("wrappers",)))
     # A plugin's bare name may be another distribution's, too; what was typed is unambiguous.
     values["algo"] = merged["algo"].lower() if spec.distribution else spec.name
     try:

@@ -17,6 +17,7 @@ from spinup_plugins.errors import ConfigError, ModelFileError, SpinupError
 from spinup_plugins.runs.config import Layer, RunConfig, compose, load
 from spinup_plugins.runs.files import BEST, CONFIG, MODEL, STATUS, VECNORMALIZE, Status, one_line
 from spinup_plugins.runs.statistics import Summary, summarise
+from spinup_plugins.wrapping import unrewarded
 
 __all__ = ["Evaluation", "LoadedRun", "derived_seed", "evaluate", "evaluation_env", "load_run"]
 
@@ -107,6 +108,8 @@ def derived_seed(seed: int, purpose: Literal["selection", "report"]) -> int:
 def evaluation_env(config: RunConfig, *, statistics: Path | None = None, render: bool = False) -> VecEnv:
     """Build copies of a run's environment that leave rewards and normalisation statistics alone.
 
+    Wrappers that do nothing but change rewards are left out, so that returns are in the environment's own units.
+
     :param config: the run's configuration
     :param statistics: file with the normalisation statistics; None begins with blank ones
     :param render: build a single copy, shown in a window
@@ -115,7 +118,9 @@ def evaluation_env(config: RunConfig, *, statistics: Path | None = None, render:
     env = make_env(
         config.env,
         1 if render else COPIES,
+        vec_env="envpool" if config.vec_env == "envpool" and not render else "dummy",
         env_kwargs={**config.env_kwargs, "render_mode": "human"} if render else config.env_kwargs,
+        wrappers=unrewarded(config.wrappers),
         normalize=config.normalize if statistics is None else False,
     )
     if statistics is not None:

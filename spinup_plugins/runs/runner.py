@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import sync_envs_normalization
 from spinup_plugins import registry, schema
 from spinup_plugins.atomic import write_text
 from spinup_plugins.environments import make_env
+from spinup_plugins.envs.shared import SharedMemoryVecEnv
 from spinup_plugins.errors import ConfigError, EnvError, SpinupError
 from spinup_plugins.runs.callbacks import Evaluations, load_callback, save_model
 from spinup_plugins.runs.config import RunConfig, completed, dump
@@ -134,11 +135,15 @@ def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | No
             vec_env=config.vec_env,
             seed=config.seed,
             env_kwargs=config.env_kwargs,
+            wrappers=config.wrappers,
             normalize=config.normalize,
             monitor_dir=home,
             gamma=config.hyperparameters.get("gamma"),
         )
         on_error.callback(env.close)
+        if config.vec_env == "auto":
+            chosen = "subproc" if isinstance(env.unwrapped, SharedMemoryVecEnv) else "dummy"
+            config = config.model_copy(update={"vec_env": chosen})
         try:
             if config.policy is None:
                 config = config.model_copy(update={"policy": registry.choose_policy(spec.load(), env.observation_space)})
