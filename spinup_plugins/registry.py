@@ -437,10 +437,10 @@ def make(
     :raises PluginError: the algorithm cannot be loaded
     """
     from spinup_plugins.environments import make_env
-    from spinup_plugins.envs.convert import as_vec_env
+    from spinup_plugins.envs.convert import as_vec_env, is_recipe
 
     spec = get_spec(name)
-    copies = isinstance(env, str) or (callable(env) and not hasattr(env, "action_space"))
+    copies = is_recipe(env)
     usable: tuple[str, ...] = _ENVIRONMENT_KEYS if copies else ()
     for key in [key for key in kwargs if key in RUN_KEYS and key not in usable]:
         ours = key in _ENVIRONMENT_KEYS

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from episode_env import MIXED, EpisodeEnv, OwnVectorEnv, functions
+from episode_env import BOX, MIXED, EpisodeEnv, OwnVectorEnv, functions
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -56,6 +56,21 @@ def test_an_environment_is_monitored_once():
     monitored = Monitor(gym.make("CartPole-v1"))
     assert as_vec_env(monitored).envs[0] is monitored
     assert as_vec_env(gym.make("CartPole-v1"), monitor=False).env_is_wrapped(Monitor) == [False]
+
+
+def test_a_class_makes_copies_and_a_callable_environment_does_not():
+    class WithSpaces(EpisodeEnv):
+        action_space = BOX
+
+        def __init__(self):
+            super().__init__(0, MIXED[0])
+
+        def __call__(self):
+            raise AssertionError("called although it is an environment")
+
+    assert as_vec_env(WithSpaces, 2).num_envs == 2
+    assert as_vec_env(WithSpaces()).num_envs == 1
+    assert make("ppo", WithSpaces, n_envs=2, n_steps=8, batch_size=8).n_envs == 2
 
 
 def test_a_vec_env_stays_what_it_is():

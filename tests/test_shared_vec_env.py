@@ -456,6 +456,48 @@ def test_ctrl_c_leaves_the_environments_usable(monkeypatch: pytest.MonkeyPatch) 
     ours.close()
 
 
+def test_ctrl_c_between_two_requests_does_not_wait_for_an_answer_to_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = start(workers=3)
+    ours.reset()
+    original = shared._Worker.send
+
+    def interrupted(worker: Any, number: int, request: bytes) -> None:
+        if worker is ours._workers[1]:
+            raise KeyboardInterrupt
+        original(worker, number, request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shared._Worker, "send", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ours.step_async(ZEROS)
+    assert len(ours.get_attr("clock")) == 3
+    with pytest.raises(EnvError, match=r"interrupted before all environments began it; reset\(\) begins anew"):
+        ours.step_wait()
+    ours.reset()
+    ours.step(ZEROS)
+    ours.close()
+
+
+def test_a_vec_env_inside_an_environment_does_not_confuse_whose_error_it_is() -> None:
+    class Nest(Coded):
+        def step(self, action: Any) -> Any:
+            inner = LeanVecEnv(fns(4) + fns(1, Failing, fault="raise", at=1))
+            inner.reset()
+            inner.step(np.zeros(5, int))
+
+    ours = SharedMemoryVecEnv([Nest, Nest], start_method="fork", n_workers=1)
+    ours.reset()
+    with pytest.raises(EnvError, match=r"environment number 0 failed in step.*boom on two lines"):
+        ours.step(np.zeros(2, int))
+    ours.close()
+
+
+def test_a_failed_construction_says_one_thing(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(EnvError, match="number 1 could not be made"):
+        SharedMemoryVecEnv(fns(1) + fns(1, Failing, fault="constructor"), start_method="fork", n_workers=2)
+    assert capfd.readouterr().err == ""
+
+
 PARENT = """
 import os, signal, sys, time
 import numpy as np

@@ -21,7 +21,7 @@ from spinup_plugins.envs.gymnasium_vec import EnvPoolVecEnv, GymnasiumVecEnv, is
 from spinup_plugins.envs.lean import LeanVecEnv
 from spinup_plugins.errors import ConfigError, nearest
 
-__all__ = ["VEC_ENVS", "AnyEnv", "EnvFn", "Wrap", "as_vec_env"]
+__all__ = ["VEC_ENVS", "AnyEnv", "EnvFn", "Wrap", "as_vec_env", "is_recipe"]
 
 Env: TypeAlias = gym.Env[Any, Any]
 EnvFn: TypeAlias = Callable[..., Env]
@@ -92,6 +92,12 @@ def as_vec_env(
     return made
 
 
+def is_recipe(source: Any) -> bool:
+    """Whether ``source`` is an id or a function, of which any number of copies can be made."""
+    made_already = hasattr(source, "action_space") and not isinstance(source, type)
+    return isinstance(source, str) or (callable(source) and not made_already)
+
+
 def _existing(
     source: AnyEnv, monitor: bool, monitor_dir: str | Path | None, autoreset_mode: str | AutoresetMode | None
 ) -> VecEnv | None:
@@ -102,7 +108,7 @@ def _existing(
         return EnvPoolVecEnv(source, monitor_dir=monitor_dir)
     if isinstance(source, VectorEnv):
         return GymnasiumVecEnv(source, autoreset_mode=autoreset_mode, monitor_dir=monitor_dir)
-    if isinstance(source, str) or callable(source) or (isinstance(source, Sequence) and all(map(callable, source))):
+    if is_recipe(source) or (isinstance(source, Sequence) and all(map(callable, source))):
         return None
     if not hasattr(source, "step") or not hasattr(source, "action_space"):
         raise ConfigError(
