@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import spinup_plugins
+import spinup_plugins.envs
 
 PACKAGE = Path(spinup_plugins.__file__).parent
 
@@ -103,6 +104,12 @@ def test_an_algorithm_imports_no_more_than_stable_baselines3_does() -> None:
 def test_the_list_of_algorithms_and_their_package_share_a_name(statements: str) -> None:
     output = subprocess.run([sys.executable, "-c", statements], capture_output=True, text=True, check=True)
     assert output.stdout.startswith("('vpg', 'trpo', 'ppo', 'ddpg', 'td3', 'sac'")
+
+
+def test_public_names_of_environments_exist() -> None:
+    assert all(getattr(spinup_plugins.envs, name) is not None for name in spinup_plugins.envs.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'as_vecenv'"):
+        spinup_plugins.envs.as_vecenv  # noqa: B018
 
 
 def test_public_names_exist() -> None:

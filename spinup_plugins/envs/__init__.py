@@ -34,27 +34,8 @@ _HOMES = {
     "LeanVecEnv": "lean",
     "SharedMemoryVecEnv": "shared",
     "as_vec_env": "convert",
-    **dict.fromkeys(
-        (
-            "CheckValues",
-            "DelayAction",
-            "DelayReward",
-            "EpisodeReturns",
-            "HistoryObservation",
-            "MaskObservation",
-            "NoisyAction",
-            "NoisyObservation",
-            "RandomAction",
-            "RecordTrajectories",
-            "ScaleReward",
-            "SparseReward",
-            "TerminateOnSuccess",
-            "TimeFeature",
-            "minari_dataset",
-        ),
-        "wrappers",
-    ),
 }
+"""Modules of what is not in ``wrappers``."""
 
 __all__ = [
     "VEC_ENVS",
@@ -83,9 +64,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'wrappers')}"), name)
     globals()[name] = value
     return value
 
