@@ -55,7 +55,7 @@ def make_env(
     wraps = [partial(wrap_all, wrappers=resolved)] if resolved else []
     name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
     with _one_line_errors(name, env):
-        if vec_env in ("auto", "subproc", "gym-async"):
+        if vec_env in ("subproc", "gym-async") or (vec_env == "auto" and n_envs > 1):
             # A worker that cannot build its environment dies with its message; build one here first to hear it.
             as_vec_env(env, 1, env_kwargs=env_kwargs, wrappers=wraps).close()
         envs = as_vec_env(

@@ -11,6 +11,7 @@ __all__ = [
     "PluginError",
     "SpinupError",
     "UnknownNameError",
+    "WorkerTraceback",
     "nearest",
 ]
 
@@ -29,6 +30,13 @@ class ConfigError(SpinupError, ValueError):
 
 class EnvError(SpinupError, ValueError):
     """An environment broke Gymnasium's contract: a NaN, a wrong shape."""
+
+
+class WorkerTraceback(Exception):  # noqa: N818  # not an error of its own
+    """Where an exception came from in a worker process: the ``__cause__`` of the error that the parent sees."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
 
 
 class ModelFileError(SpinupError, ValueError):

@@ -5,7 +5,7 @@ from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from sys import modules
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from spinup_plugins.errors import ConfigError, UnknownNameError, nearest
 from spinup_plugins.paths import data_dir
@@ -22,7 +22,7 @@ PRESETS = ("default", "spinning_up", "zoo")
 RUN_KEYS: dict[str, Any] = {
     "n_timesteps": int,
     "n_envs": int,
-    "vec_env": str,
+    "vec_env": Literal["auto", "dummy", "subproc", "gym-async", "envpool"],
     "wrappers": list[str | dict[str, Any]],
     "normalize": bool | dict[str, Any],
     "env_kwargs": dict[str, Any],

@@ -8,7 +8,6 @@ all of them, a comma-separated list those it names, bare or as ``distribution:na
 
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
@@ -484,7 +483,6 @@ def build(
     :raises ConfigError: an argument is wrong, or the algorithm cannot act in the environment
     """
     from spinup_plugins import schema
-    from spinup_plugins.algorithms.common import DropIn
 
     cls = spec.load()
     acts_on = type(env.action_space).__name__
@@ -498,12 +496,6 @@ def build(
         hint = nearest(policy, cls.policy_aliases)
         raise UnknownNameError(f"{spec.name} has no policy {policy!r}{hint}; it has {', '.join(cls.policy_aliases)}")
     arguments = schema.resolve(cls, {**values, "policy": policy}, where=where, action_space=env.action_space)
-    if getattr(env.unwrapped, "reset_steps", False) and not issubclass(cls, DropIn):
-        warnings.warn(
-            f"{spec.name} does not know of steps that only reset an environment: each enters its buffer as an episode of"
-            " one step without reward. Use the vector environment in autoreset mode 'SameStep'",
-            stacklevel=3,
-        )
     return cls(env=env, **arguments)
 
 

@@ -231,12 +231,17 @@ def unrewarded(items: Sequence[Item]) -> list[Item]:
     :param items: wrappers as plain data
     :raises SpinupError: as :func:`resolve_wrappers`
     """
+    return [item for item, each in zip(items, resolve_wrappers(items), strict=True) if not _is_unseen(each.load())]
+
+
+def _is_unseen(cls: WrapperClass) -> bool:
     from gymnasium.wrappers import NormalizeReward
 
     from spinup_plugins.envs.wrappers import DelayReward, RecordTrajectories
 
-    unseen = (gym.RewardWrapper, NormalizeReward, DelayReward, RecordTrajectories)
-    return [item for item, each in zip(items, resolve_wrappers(items), strict=True) if not issubclass(each.load(), unseen)]
+    # Only what steps and resets as any RewardWrapper does leaves observations and ends as they are.
+    alone = issubclass(cls, gym.RewardWrapper) and (cls.step, cls.reset) == (gym.RewardWrapper.step, gym.RewardWrapper.reset)
+    return alone or issubclass(cls, (NormalizeReward, DelayReward, RecordTrajectories))
 
 
 def wrapper_docs() -> list[WrapperDoc]:

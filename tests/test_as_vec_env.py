@@ -44,6 +44,14 @@ def async_env(**kwargs: Any) -> GymnasiumVecEnv:
     return env
 
 
+def known(vector: Any, **kwargs: Any) -> GymnasiumVecEnv:
+    """Convert for somebody who knows of reset steps."""
+    env = as_vec_env(vector, **kwargs)
+    assert isinstance(env, GymnasiumVecEnv)
+    env.reset_steps_known = True
+    return env
+
+
 # --- what is accepted ------------------------------------------------------------------------------------------------
 
 
@@ -121,6 +129,8 @@ def test_an_environment_renders_if_it_can():
         (gym.make("CartPole-v1"), {"n_envs": 2}, "n_envs=2 copies cannot be made of a .* of 1"),
         (gym.make("CartPole-v1"), {"env_kwargs": {"g": 1}}, "env_kwargs is for an environment given by its id"),
         (gym.make("CartPole-v1"), {"vec_env": "subproc"}, "vec_env is for an environment given by its id"),
+        (DummyVecEnv([partial(gym.make, "CartPole-v1")]), {"monitor_dir": "x"}, "monitor_dir is not for a VecEnv"),
+        ("CartPole-v1", {"autoreset_mode": "NextStep"}, "autoreset_mode is for a Gymnasium VectorEnv"),
         ([EpisodeEnv, EpisodeEnv], {"n_envs": 3}, "n_envs=3 does not fit 2 functions"),
         (EpisodeEnv, {"vec_env": "envpool"}, "needs the id of one of EnvPool's"),
         (OwnVectorEnv(functions(MIXED), None), {}, r"does not tell its metadata\['autoreset_mode'\]: give it, one of 'Next"),
@@ -201,6 +211,33 @@ def test_rendering_a_vector_environment():
     assert env.render().shape == (8, 10, 3)
 
 
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_observations_of_several_parts(mode):
+    """Dict observations with a plain number in them, as environments return Discrete parts."""
+
+    class Parts(EpisodeEnv):
+        observation_space = gym.spaces.Dict({"box": EpisodeEnv.observation_space, "step": gym.spaces.Discrete(99)})
+
+        def _observe(self):
+            return {"box": super()._observe(), "step": self.at}
+
+    makers = [partial(Parts, copy, plan, reuse_memory=mode is not AutoresetMode.SAME_STEP) for copy, plan in enumerate(MIXED)]
+    reference, env = LeanVecEnv(makers), as_vec_env(SyncVectorEnv(makers, autoreset_mode=mode))
+    first = env.reset()
+    assert all(np.array_equal(value, first[key]) for key, value in reference.reset().items())
+    for _ in range(30):
+        expected, got = reference.step(np.zeros((3, 2), np.float32)), env.step(np.zeros((3, 2), np.float32))
+        for key in expected[0]:
+            assert np.array_equal(expected[0][key], got[0][key])
+            assert expected[0][key].dtype == got[0][key].dtype
+        assert np.array_equal(expected[2], got[2])
+        for one, other in zip(expected[3], got[3], strict=True):
+            assert ("terminal_observation" in one) == ("terminal_observation" in other)
+            if "terminal_observation" in one:
+                for key, value in one["terminal_observation"].items():
+                    assert np.array_equal(value, other["terminal_observation"][key])
+
+
 def test_options_reach_the_environments():
     class Options(EpisodeEnv):
         def reset(self, *, seed=None, options=None):
@@ -233,7 +270,7 @@ def test_reset_infos_and_the_infos_of_the_last_step_are_kept_apart():
 def test_episodes_are_reported_and_written_as_a_monitor_does(tmp_path):
     for folder, env in (
         ("ours", as_vec_env(SyncVectorEnv(functions(MIXED)), monitor_dir=tmp_path / "ours")),
-        ("own", as_vec_env(OwnVectorEnv(functions(MIXED), AutoresetMode.NEXT_STEP), monitor_dir=tmp_path / "own")),
+        ("own", known(OwnVectorEnv(functions(MIXED), AutoresetMode.NEXT_STEP), monitor_dir=tmp_path / "own")),
         (
             "theirs",
             DummyVecEnv(
@@ -262,7 +299,7 @@ def test_episodes_are_reported_and_written_as_a_monitor_does(tmp_path):
 
 
 def test_frame_stacks_and_evaluations_begin_anew_where_resets_are_steps():
-    env = VecFrameStack(as_vec_env(OwnVectorEnv(functions(MIXED), AutoresetMode.NEXT_STEP)), 2)
+    env = VecFrameStack(known(OwnVectorEnv(functions(MIXED), AutoresetMode.NEXT_STEP)), 2)
     observations = env.reset()
     for _ in range(30):
         observations, _, _, infos = env.step(np.zeros((3, 2), np.float32))
@@ -272,7 +309,7 @@ def test_frame_stacks_and_evaluations_begin_anew_where_resets_are_steps():
                 assert observation[3] == copy
     model = PPO("MlpPolicy", as_vec_env(SyncVectorEnv(functions(MIXED))), n_steps=8, batch_size=8)
     returns = {
-        kind: evaluate_policy(model, as_vec_env(vector), 9, return_episode_rewards=True)
+        kind: evaluate_policy(model, known(vector), 9, return_episode_rewards=True)
         for kind, vector in (
             ("own", OwnVectorEnv(functions(MIXED), AutoresetMode.NEXT_STEP)),
             ("sync", SyncVectorEnv(functions(MIXED))),
@@ -309,6 +346,32 @@ def test_a_lost_worker_of_gymnasium_is_told_and_closes():
     env.close()
     env.close()
     assert not any(process.is_alive() for process in processes)
+
+
+def test_questions_and_resets_while_a_step_is_under_way(opened):
+    env = async_env()
+    opened.append(env)
+    env.reset()
+    env.step_async(np.zeros((3, 2), np.float32))
+    assert env.get_attr("copy") == [0, 1, 2]
+    assert env.step_wait()[0][1].tolist() == [1, 0, 1]
+    env.step_async(np.zeros((3, 2), np.float32))
+    assert env.reset().tolist() == [[0, 2, 0], [1, 1, 0], [2, 1, 0]]
+
+
+def test_an_error_in_a_worker_of_gymnasium_names_the_environment(capfd):
+    class Breaks(EpisodeEnv):
+        def step(self, action):
+            if self.copy == 1:
+                raise ValueError("boom\non two lines")
+            return super().step(action)
+
+    env = as_vec_env(AsyncVectorEnv([partial(Breaks, copy, MIXED[copy]) for copy in range(3)], context="fork"))
+    with pytest.raises(EnvError, match=r"'AsyncVectorEnv' \(number 1\) failed: ValueError: boom on two lines") as caught:
+        PPO("MlpPolicy", env, n_steps=8, batch_size=8).learn(10)
+    assert "in step" in str(caught.value.__cause__.__cause__)
+    env.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_closing_in_mid_step():
@@ -353,11 +416,12 @@ def test_make_vectorises_what_can_be_copied(opened):
     assert make("ppo", partial(gym.make, "CartPole-v1"), preset="spinning_up").n_steps == 4000
 
 
-def test_an_algorithm_of_stable_baselines3_is_warned_of_reset_steps():
+def test_whoever_does_not_know_of_reset_steps_is_warned_once():
     vector = OwnVectorEnv(functions(MIXED), AutoresetMode.NEXT_STEP)
-    with pytest.warns(UserWarning, match="sb3:ppo does not know of steps that only reset"):
-        make("sb3:ppo", vector)
-    make("ppo", vector)
+    make("ppo", vector, n_steps=8, batch_size=8).learn(24)
+    with pytest.warns(UserWarning, match="'OwnVectorEnv' resets in steps of their own, .*: algorithms other than") as caught:
+        make("sb3:ppo", vector, n_steps=8, batch_size=8).learn(48)
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)

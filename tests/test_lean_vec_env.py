@@ -245,7 +245,6 @@ def test_what_is_passed_by_keeps_its_state() -> None:
                 env.envs[0].env._max_episode_steps = 4
         for name in ("_elapsed_steps", "has_reset", "checked_step", "total_steps", "rewards", "needs_reset"):
             assert theirs.get_attr(name) == ours.get_attr(name), name
-    assert len(ours._checked) == 0
     assert all(path.step.__self__ is env.unwrapped for path, env in zip(ours._paths, ours.envs, strict=True))
 
 
@@ -265,6 +264,19 @@ def test_a_wrapper_of_ones_own_is_called() -> None:
     inner.step = lambda action: (np.zeros(4, np.float32), 7.0, False, False, {})
     plain.reset()
     assert plain.step(np.array([0]))[1].tolist() == [7.0]
+
+
+def test_an_environment_that_is_replaced_is_the_one_that_steps() -> None:
+    for cls in (DummyVecEnv, LeanVecEnv):
+        env = cls([partial(limited, 50)])
+        env.reset()
+        env.step(np.array([0]))
+        env.envs[0] = gym.wrappers.TransformReward(env.envs[0], lambda _: 5.0)
+        assert env.step(np.array([0]))[1].tolist() == [5.0]
+        other = limited(2)
+        other.reset()
+        env.envs[0] = other
+        assert [bool(env.step(np.array([0]))[2][0]) for _ in range(4)] == [False, True, False, True]
 
 
 def limited(steps: int) -> gym.Env[Any, Any]:

@@ -698,3 +698,29 @@ def test_spaces_that_do_not_fit_are_refused_as_ever() -> None:
         CompactDictReplayBuffer(10, VECTOR, BOX)
     with pytest.raises(TypeError, match="unexpected keyword argument 'n_step'"):
         build(SAC, replay_buffer_kwargs={"n_step": 3})
+
+
+def test_next_observations_have_what_an_array_has() -> None:
+    ours, theirs = (cls(6, spaces.Box(-9, 9, (2,)), spaces.Box(-1, 1, (1,))) for cls in (CompactReplayBuffer, ReplayBuffer))
+    for buffer in (ours, theirs):
+        for step in range(4):
+            one, other = np.full((1, 2), step, np.float32), np.full((1, 2), step + 1 + step % 2, np.float32)
+            buffer.add(one, other, np.zeros((1, 1)), np.zeros(1), np.zeros(1), [{}])
+    assert ours.next_observations[:4].mean() == theirs.next_observations[:4].mean()
+    assert ours.next_observations.nbytes == theirs.next_observations.nbytes
+    assert np.array_equal(ours.next_observations.copy()[:4], theirs.next_observations[:4])
+    with pytest.raises(AttributeError):
+        ours.next_observations.no_such_thing  # noqa: B018
+
+
+def test_a_position_that_was_moved_is_refused() -> None:
+    buffer = CompactReplayBuffer(6, spaces.Box(-9, 9, (2,)), spaces.Box(-1, 1, (1,)))
+    row = (np.zeros((1, 2)), np.ones((1, 2)), np.zeros((1, 1)), np.zeros(1), np.zeros(1), [{}])
+    for _ in range(9):
+        buffer.add(*row)
+    buffer.pos = 1
+    with pytest.raises(RuntimeError, match="pos was set to 1, but a CompactReplayBuffer goes on after row 2"):
+        buffer.add(*row)
+    buffer.reset()
+    buffer.add(*row)
+    assert buffer.size() == 1

@@ -189,6 +189,7 @@ def test_steps_and_infos(kind: str) -> None:
     """What a ``VecEnv`` promises of one step, whatever is underneath."""
     plans = MIXED
     with closing(build(kind, plans)) as env:
+        env.reset_steps_known = True  # type: ignore[attr-defined]
         observations = env.reset()
         assert observations.tolist() == [[copy, 0, 0] for copy in range(len(plans))]
         state = [(0, 0)] * len(plans)
@@ -202,7 +203,7 @@ def test_steps_and_infos(kind: str) -> None:
                 if infos[copy].get(RESET_STEP):
                     assert dones[copy]
                     assert rewards[copy] == 0
-                    assert "episode" not in infos[copy]
+                    assert infos[copy].keys() == {RESET_STEP, "TimeLimit.truncated", "terminal_observation"}
                     assert observations[copy].tolist() == [copy, *state[copy]]
                     continue
                 episode, at = state[copy]

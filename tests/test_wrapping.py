@@ -296,3 +296,24 @@ def test_rewards_are_clipped_in_one_direction_too():
     env.reset()
     assert isinstance(env, ClipReward)
     assert env.step(0)[1] == 0.5
+
+
+class RewardInView(gym.RewardWrapper):
+    """Changes more than rewards: its observations have another shape."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        observation, info = super().reset(**kwargs)
+        return np.append(observation, 0.0), info
+
+    def reward(self, reward: Any) -> Any:
+        return 2 * reward
+
+
+class Doubled(gym.RewardWrapper):
+    def reward(self, reward: Any) -> Any:
+        return 2 * reward
+
+
+def test_evaluations_keep_what_changes_more_than_rewards() -> None:
+    kept = [f"{__name__}:RewardInView", {"time_limit": {"max_episode_steps": 3}}]
+    assert unrewarded([*kept, f"{__name__}:Doubled", {"scale_reward": {"scale": 2.0}}, "sparse_reward"]) == kept

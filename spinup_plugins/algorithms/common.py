@@ -241,6 +241,8 @@ class DropIn(BaseAlgorithm):
             env = as_vec_env(env, monitor=monitor_wrapper)
             if verbose >= 1:
                 print(f"Wrapping the env in a {type(env).__name__}.")
+        if isinstance(env.unwrapped, GymnasiumVecEnv):
+            env.unwrapped.reset_steps_known = True
         return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_learn(

@@ -45,7 +45,8 @@ def command(
 
     stepping: steps per second of environments in LeanVecEnv beside DummyVecEnv, in SharedMemoryVecEnv beside SubprocVecEnv,
     and in the one that --vec-env auto chooses beside the faster of Stable-Baselines3's two. Ratios are medians over rounds,
-    with the least and the most.
+    with the least and the most. --json writes every round, and what the
+    workers' messages cost per step.
     """
     with reporting(debug):
         if subject not in _SUBJECTS:
@@ -56,39 +57,35 @@ def command(
             sizes = [int(each) for each in n_envs.split(",")]
         except ValueError:
             raise ConfigError(f"--n-envs {n_envs}: expected numbers such as 1,4,16") from None
+        if file is not None and not file.absolute().parent.is_dir():
+            raise ConfigError(f"--json {file}: there is no folder {str(file.parent)!r}")
         from spinup_plugins.runs.stepping import ENVS, benchmark
 
         with Console(stderr=True).status("") as status:
             results = benchmark(envs or ENVS, sizes, rounds=rounds, seconds=seconds, progress=status.update)
         Console(highlight=False).print(stepping_table(results))
         if file is not None:
-            write_text(file, f"{json.dumps([each._asdict() for each in results], indent=1)}\n")
+            write_text(file, f"{json.dumps([each._asdict() | {'overhead': each.overhead} for each in results], indent=1)}\n")
 
 
 def stepping_table(results: "Sequence[Stepping]") -> Table:
-    """Return measurements as a table.
+    """Return measurements as a table that fits 80 columns: three rows for each environment and number of copies.
 
     :param results: of :func:`spinup_plugins.runs.stepping.benchmark`
     """
-    table = Table(title="steps/s of single environments, and ratios: median (least-most) of all rounds")
-    for header in (
-        "environment",
-        "N",
-        "Dummy",
-        "Lean",
-        "ratio",
-        "Subproc",
-        "Shared",
-        "ratio",
-        "auto / SB3's best",
-        "overhead",
-    ):
-        table.add_column(header, justify="left" if header == "environment" else "right")
+    table = Table(box=None, pad_edge=False, caption="steps/s of single environments; median (least-most) ratio of all rounds")
+    table.add_column("environment", no_wrap=True)
+    table.add_column("N", justify="right")
+    table.add_column("stepped", no_wrap=True)
+    for header in ("SB3's", "ours", "ratio"):
+        table.add_column(header, justify="right", no_wrap=True)
     for each in results:
-        dummy, lean, shared, subproc = (f"{_middle(each.speeds[kind]):,.0f}" for kind in each.speeds)
-        chosen = f"{each.chosen.removesuffix('VecEnv').removesuffix('Memory')} {_ratio(each.best)}"
-        values = (dummy, lean, _ratio(each.inside), subproc, shared, _ratio(each.outside), chosen)
-        table.add_row(each.env, str(each.n_envs), *values, f"{1e6 * each.overhead:.0f} µs")
+        dummy, lean, shared, subproc = (_middle(each.speeds[kind]) for kind in each.speeds)
+        auto = "in process" if each.chosen == "LeanVecEnv" else "by workers"
+        table.add_row(each.env, str(each.n_envs), "in process", f"{dummy:,.0f}", f"{lean:,.0f}", _ratio(each.inside))
+        table.add_row("", "", "by workers", f"{subproc:,.0f}", f"{shared:,.0f}", _ratio(each.outside))
+        best, ours = max(dummy, subproc), _middle(each.speeds[each.chosen])
+        table.add_row("", "", f"auto: {auto}", f"{best:,.0f}", f"{ours:,.0f}", _ratio(each.best))
     return table
 
 

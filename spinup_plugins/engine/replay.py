@@ -260,6 +260,11 @@ class NextObservations:
             result.flags.writeable = False  # an array would return a view, so writes to this copy would be lost
         return result
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(np.asarray(self), name)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:
             raise ValueError("next observations are put together by copying")
@@ -383,7 +388,12 @@ class CompactReplayBuffer(ReplayBuffer):
         :param done: (N,)
         :param infos: N infos, of which ``TimeLimit.truncated`` and ``RESET_STEP`` matter
         """
-        row = self.pos
+        row, newest = self.pos, self._store.newest
+        if newest is not None and row != (newest + 1) % self.buffer_size:
+            raise RuntimeError(
+                f"pos was set to {row}, but a {type(self).__name__} goes on after row {newest}, where it left off: reset() it,"
+                " or take compact_replay=False"
+            )
         obs, next_obs = self._parts(obs), self._parts(next_obs)
         if self._discrete:
             column = (self.n_envs, 1)

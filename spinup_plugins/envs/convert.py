@@ -65,16 +65,23 @@ def as_vec_env(
     :param seed: seeds copy ``i`` with ``seed + i`` at its first reset; None leaves the environments unseeded
     :param env_kwargs: arguments for the environment's constructor or the function
     :param wrappers: applied to each copy in this order, inside of its monitor
-    :param monitor: report the return and length of every episode in ``info["episode"]``
+    :param monitor: report the return and length of every episode in ``info["episode"]``, as a ``VectorEnv`` always does here
     :param monitor_dir: folder for the monitors' ``<i>.monitor.csv``; None writes no file
     :param autoreset_mode: of a ``VectorEnv`` whose metadata do not tell it
     :raises ConfigError: ``source`` is no environment, or an argument does not go with it
+
+    Where ``reset_steps`` of the result is true, steps marked ``info["reset_step"]`` only reset an environment. The algorithms
+    of this package leave them out; others are warned.
     """
     if vec_env not in VEC_ENVS:
         kinds = ", ".join(map(repr, VEC_ENVS))
         raise ConfigError(f"vec_env must be one of {kinds}, not {vec_env!r}{nearest(str(vec_env), VEC_ENVS)}")
     if n_envs is not None and n_envs < 1:
         raise ConfigError(f"n_envs must be at least 1, not {n_envs}")
+    if autoreset_mode is not None and (is_envpool(source) or not isinstance(source, VectorEnv)):
+        raise ConfigError("autoreset_mode is for a Gymnasium VectorEnv that does not tell its own")
+    if monitor_dir is not None and isinstance(source, VecEnv):
+        raise ConfigError("monitor_dir is not for a VecEnv, whose environments are monitored already or not at all")
     made = _existing(source, monitor, monitor_dir, autoreset_mode)
     if made is not None:
         for name, given in (("env_kwargs", env_kwargs), ("wrappers", wrappers), ("vec_env", vec_env != "dummy")):

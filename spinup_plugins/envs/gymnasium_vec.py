@@ -13,12 +13,14 @@ episode in ``info["terminal_observation"]``. Gymnasium's vector environments hav
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import time
 from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import logger
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
@@ -26,7 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from spinup_plugins.engine.replay import RESET_STEP
-from spinup_plugins.errors import ConfigError, EnvError, nearest
+from spinup_plugins.errors import ConfigError, EnvError, WorkerTraceback, nearest
 
 __all__ = ["EnvPoolVecEnv", "GymnasiumVecEnv", "info_rows", "is_envpool"]
 
@@ -39,13 +41,15 @@ def is_envpool(env: Any) -> bool:
     return any(base.__module__.startswith("envpool.") for base in type(env).__mro__)
 
 
-def info_rows(infos: Mapping[str, Any], n: int) -> Infos:
+def info_rows(infos: Mapping[str, Any] | list[dict[str, Any]], n: int) -> Infos:
     """Turn a vector environment's infos, one dict of arrays, into one dict for each environment.
 
     :param infos: ``{"x": (n, …), "_x": (n,) bool}``: ``_x`` tells which environments gave an ``x``, all of them without it;
-        what has no entry for each environment is everybody's
+        what has no entry for each environment is everybody's. Or n dicts already, as of ``DictInfoToList``
     :param n: number of environments
     """
+    if isinstance(infos, list):
+        return [dict(info) for info in infos]
     rows: Infos = [{} for _ in range(n)]
     for key, values in infos.items():
         if key.startswith("_") and key[1:] in infos:
@@ -78,9 +82,16 @@ class GymnasiumVecEnv(VecEnv):
     ) -> None:
         self.env = env
         self.mode = _autoreset_mode(env, autoreset_mode)
+        self._stepped: Any = None  # what a step returned that nobody has waited for yet
+        self._waiting = False
+        self._errors: _Errors | None = None
+        if isinstance(env.unwrapped, AsyncVectorEnv):
+            env.unwrapped.error_queue = self._errors = _Errors(env.unwrapped.error_queue)  # type: ignore[assignment]
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self.reset_steps = self.mode is AutoresetMode.NEXT_STEP and not self._resets_by_part()
         """Whether steps that only reset an environment come as steps of their own, marked in their info."""
+        self.reset_steps_known = False
+        """Whether whoever trains on it leaves these steps out."""
         base = env.unwrapped
         #: an AsyncVectorEnv without shared memory resets in its next step even what has been reset since
         self._resets_again = isinstance(base, AsyncVectorEnv) and not base.shared_memory
@@ -88,7 +99,6 @@ class GymnasiumVecEnv(VecEnv):
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._actions: Any = None
-        self._waiting = False
         self._began = time()
         self._writers = [] if monitor_dir is None else [self._writer(Path(monitor_dir), i) for i in range(self.num_envs)]
 
@@ -108,9 +118,12 @@ class GymnasiumVecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         """Begin a new episode in every environment; seeds and options given before are used once."""
         self._returns[:] = self._lengths[:] = 0
+        self._settle()
+        self._stepped, self._waiting = None, False
         if not self._resets_again:
             self._ended[:] = False
-        observations, infos = self._reset_all(_common(self._options))
+        with self._named_errors():
+            observations, infos = self._reset_all(_common(self._options))
         self.reset_infos = self._rows(infos)
         self._reset_seeds()
         self._reset_options()
@@ -129,15 +142,27 @@ class GymnasiumVecEnv(VecEnv):
 
         :param actions: (N, …)
         """
-        self._actions = actions
-        self._waiting = True
+        self._actions, self._waiting, self._stepped = actions, True, None
         if type(self.env) is AsyncVectorEnv:
             self.env.step_async(actions)
 
+    def _settle(self) -> None:
+        """Wait for a step that is under way, so that worker processes can be asked something else."""
+        if self._waiting and self._stepped is None and type(self.env) is AsyncVectorEnv:
+            self._waiting = False  # should it fail
+            with self._named_errors():
+                self._stepped = self.env.step_wait()
+            self._waiting = True
+
     def step_wait(self) -> VecEnvStepReturn:
-        """Finish the step."""
-        self._waiting = False
-        stepped = self.env.step_wait() if type(self.env) is AsyncVectorEnv else self.env.step(self._actions)
+        """Finish the step.
+
+        :raises EnvError: an environment in a worker process raised an exception, or one broke its autoreset mode's promise
+        """
+        self._settle()
+        stepped, self._stepped, self._waiting = self._stepped, None, False
+        if stepped is None:
+            stepped = self.env.step(self._actions)
         observations, rewards, terminated, truncated = _copied(stepped[0]), *map(np.asarray, stepped[1:4])
         infos = self._rows(stepped[4])
         dones: Mask = terminated | truncated
@@ -155,12 +180,46 @@ class GymnasiumVecEnv(VecEnv):
                 self._reset_part(dones, observations)
         if resetting is not None:
             for index in np.flatnonzero(resetting).tolist():
+                self.reset_infos[index] = {key: value for key, value in infos[index].items() if key not in _OURS}
                 # An episode of its own, so that whatever lies between here and a buffer begins the next one afresh.
-                infos[index] |= {RESET_STEP: True, "terminal_observation": _row(observations, index)}
-                self.reset_infos[index] = {k: v for k, v in infos[index].items() if k not in _OURS}
+                infos[index] = {
+                    RESET_STEP: True,
+                    "TimeLimit.truncated": False,
+                    "terminal_observation": _row(observations, index),
+                }
+            self._tell_of_resets(resetting)
             self._ended = dones.copy()
             dones = dones | resetting
         return observations, rewards.astype(np.float32), dones, infos
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Say which environment raised what an ``AsyncVectorEnv`` raises, instead of printing where it came from."""
+        if self._errors is None:
+            yield
+            return
+        self._errors.forget()
+        level, logger.min_level = logger.min_level, logger.ERROR + 1
+        try:
+            yield
+        except Exception as error:
+            if self._errors.last is None:
+                raise
+            index, kind, _, trace = self._errors.last
+            message = " ".join(f"{self._name(index)} failed: {kind.__name__}: {error}".split())
+            raise EnvError(message) from WorkerTraceback(trace)
+        finally:
+            logger.min_level = level
+
+    def _tell_of_resets(self, resetting: Mask) -> None:
+        """Warn once, at the first of them, who trains without knowing of steps that only reset an environment."""
+        if resetting.any() and not self.reset_steps_known:
+            self.reset_steps_known = True
+            warnings.warn(
+                f"{self._name()} resets in steps of their own, marked info['reset_step']: algorithms other than"
+                " spinup_plugins' take them for episodes of one step without reward. Autoreset mode 'SameStep' has none",
+                stacklevel=4,
+            )
 
     def _rows(self, infos: Mapping[str, Any]) -> Infos:
         return info_rows(infos, self.num_envs)
@@ -178,8 +237,6 @@ class GymnasiumVecEnv(VecEnv):
                 )
             last = dict(reset_info.pop("final_info", {}))
             infos[index] = {**last, **ours, "terminal_observation": _row(final, ...)}
-            if "episode" in last:  # of a monitor inside
-                infos[index]["episode"] = last["episode"]
             self.reset_infos[index] = reset_info
 
     def _reset_part(self, dones: Mask, observations: Any) -> None:
@@ -189,7 +246,10 @@ class GymnasiumVecEnv(VecEnv):
         for now, new in zip(_parts(observations), _parts(fresh), strict=True):
             new = np.asarray(new)
             if not np.array_equal(now[~dones], new[~dones], equal_nan=now.dtype.kind == "f"):
-                raise EnvError(f"{self._name()} reset all environments where options['reset_mask'] asked for some")
+                raise EnvError(
+                    f"{self._name()} reset all environments where options['reset_mask'] asked for some, or its observations"
+                    " change without a step"
+                )
             now[dones] = new[dones]
         for index in np.flatnonzero(dones).tolist():
             self.reset_infos[index] = rows[index]
@@ -208,7 +268,7 @@ class GymnasiumVecEnv(VecEnv):
             }
             if self._writers:
                 self._writers[index].write_row(episode)
-            infos[index].setdefault("episode", episode)
+            infos[index]["episode"] = episode
             self._returns[index] = self._lengths[index] = 0
 
     def close(self) -> None:
@@ -222,8 +282,8 @@ class GymnasiumVecEnv(VecEnv):
                 process.join()
             base.closed = self.env.closed = True  # or its finaliser would wait for answers that never come
             return
-        if self._waiting and type(self.env) is AsyncVectorEnv:
-            self.env.step_wait()
+        with suppress(EnvError):
+            self._settle()
         self._waiting = False
         self.env.close()
 
@@ -236,11 +296,13 @@ class GymnasiumVecEnv(VecEnv):
         if isinstance(base, SyncVectorEnv):
             return [base.envs[index].get_wrapper_attr(method)(*args, **kwargs) for index in wanted]
         if isinstance(base, AsyncVectorEnv):
+            self._settle()
             # VectorEnv.call reaches every environment, and a method may change the one it is called on.
             for index in wanted:
                 base.parent_pipes[index].send(("_call", (method, tuple(args), dict(kwargs))))
             answers = [base.parent_pipes[index].recv() for index in wanted]
-            base._raise_if_errors([*(good for _, good in answers), *[True] * (self.num_envs - len(wanted))])
+            with self._named_errors():
+                base._raise_if_errors([*(good for _, good in answers), *[True] * (self.num_envs - len(wanted))])
             return [result for result, _ in answers]
         return None
 
@@ -413,6 +475,26 @@ _OURS = ("TimeLimit.truncated", "episode", RESET_STEP, "terminal_observation")
 """Keys of an info that belong to the step, whatever the environment itself put there."""
 
 
+class _Errors:
+    """An ``AsyncVectorEnv``'s queue of its workers' errors, of which it remembers the last.
+
+    :param queue: the queue
+    """
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+        self.last: tuple[int, type[BaseException], Any, str] | None = None
+
+    def forget(self) -> None:
+        """Forget the last error."""
+        self.last = None
+
+    def get(self) -> Any:
+        """Return the next error: environment, type, arguments and traceback."""
+        self.last = self.queue.get()
+        return self.last
+
+
 def _autoreset_mode(env: VectorEnv[Any, Any, Any], given: str | AutoresetMode | None) -> AutoresetMode:
     known = [mode.value for mode in AutoresetMode]
     mode = given if given is not None else (env.metadata or {}).get("autoreset_mode")
@@ -469,5 +551,5 @@ def _parts(observations: Any) -> Iterator[Any]:
 def _row(observations: Any, index: Any) -> Any:
     """Return a copy of one environment's observation."""
     if isinstance(observations, Mapping):
-        return {key: np.array(value[index]) for key, value in observations.items()}
+        return {key: np.array(np.asarray(value)[index]) for key, value in observations.items()}
     return np.array(np.asarray(observations)[index])

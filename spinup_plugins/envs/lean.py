@@ -40,11 +40,13 @@ _STEPS: dict[type, Any] = {
 class _Path(NamedTuple):
     """The shortest way to a step of an environment: past wrappers whose share in it is done in passing.
 
+    :param env: the environment, outermost
     :param step: what to call
     :param limit: the time limit that it leaves out, whose steps are to be counted
     :param monitor: the monitor that it leaves out, whose books are to be kept
     """
 
+    env: Any
     step: Callable[[Any], tuple[Any, Any, bool, bool, Info]]
     limit: Any = None
     monitor: Any = None
@@ -56,8 +58,8 @@ class LeanVecEnv(DummyVecEnv):
     What a step returns is its own: later steps do not write to it, also where an environment reuses its arrays. The last
     observation of an episode is taken before the reset, so that such an environment cannot overwrite it. The outermost of
     SB3's ``Monitor`` and ``gymnasium.make``'s wrappers (themselves, no subclasses) are not called in each step; what they
-    keep is kept for them, so that whoever reads, resets or closes them notices no difference. A ``step`` that is replaced
-    without :meth:`set_attr` counts from the next :meth:`reset`.
+    keep is kept for them, so that whoever reads, resets or closes them notices no difference. What is replaced inside of
+    an environment without :meth:`set_attr` counts from its next reset.
 
     :param env_fns: functions that make an environment each, and not the same one twice
     :raises ValueError: two of ``env_fns`` returned the same environment
@@ -72,8 +74,7 @@ class LeanVecEnv(DummyVecEnv):
         self._row_shapes = [(key, rows.shape, rows.dtype) for key, rows in self.buf_obs.items()]
         self._none_done = np.zeros(self.num_envs, dtype=bool)
         self._started = False  # wrappers insist on a reset first
-        self._paths = [_Path(env.step) for env in self.envs]
-        self._checked: set[int] = set()  # environments that Gymnasium's checker still has an eye on
+        self._paths = [_Path(env, env.step) for env in self.envs]
 
     def step(self, actions: Any) -> VecEnvStepReturn:
         """Step every environment; see :meth:`step_wait`.
@@ -91,10 +92,12 @@ class LeanVecEnv(DummyVecEnv):
         rows = self._rows()
         plain = rows.get(None)
         shape = self._parts[0][1]
-        actions, constant = self.actions, _CONSTANT
+        envs, actions, constant = self.envs, self.actions, _CONSTANT
         rewards, dones = np.empty(self.num_envs, np.float32), self._none_done.copy()
         infos: list[Info] = []
-        for index, (step, limit, monitor) in enumerate(self._paths):
+        for index, (env, step, limit, monitor) in enumerate(self._paths):
+            if env is not envs[index]:  # somebody put another in its place
+                env, step, limit, monitor = self._find(index)
             if monitor is not None and monitor.needs_reset:
                 raise RuntimeError("Tried to step environment that needs reset")
             observation, reward, terminated, truncated, given = step(actions[index])
@@ -119,10 +122,8 @@ class LeanVecEnv(DummyVecEnv):
             if terminated or truncated:
                 dones[index] = True
                 info["terminal_observation"] = _copy(observation)
-                env = self.envs[index]
                 observation, self.reset_infos[index] = env.reset()
-                if index in self._checked:
-                    self._find(index)
+                self._find(index)
             if plain is not None and type(observation) is np.ndarray and observation.shape == shape:
                 plain[index] = observation
             else:
@@ -157,24 +158,21 @@ class LeanVecEnv(DummyVecEnv):
         for index in range(self.num_envs if self._started else 0):
             self._find(index)
 
-    def _find(self, index: int) -> None:
-        """Find the shortest way to a step of an environment that has been reset."""
-        env: Any = self.envs[index]
-        monitor = limit = None
-        self._checked.discard(index)
+    def _find(self, index: int) -> _Path:
+        """Find the shortest way to a step of an environment, and keep to it until its next reset."""
+        outermost: Any = self.envs[index]
+        env, monitor, limit = outermost, None, None
         if _steps_as_known(env, Monitor):
             monitor, env = env, env.env
-        if _steps_as_known(env, TimeLimit):
+        if _steps_as_known(env, TimeLimit) and env._elapsed_steps is not None:
             limit, env = env, env.env
         if _steps_as_known(env, OrderEnforcing) and env.has_reset:
             env = env.env
-        if _steps_as_known(env, PassiveEnvChecker):
-            # It checks an environment's first step (since Gymnasium 1.4 the second, too), then nothing.
-            if env.checked_step and getattr(env, "checked_data_reuse", True):
-                env = env.env
-            else:
-                self._checked.add(index)
-        self._paths[index] = _Path(env.step, limit, monitor)
+        # It checks an environment's first step (since Gymnasium 1.4 the second, too), then nothing.
+        if _steps_as_known(env, PassiveEnvChecker) and env.checked_step and getattr(env, "checked_data_reuse", True):
+            env = env.env
+        self._paths[index] = path = _Path(outermost, env.step, limit, monitor)
+        return path
 
     def _rows(self) -> Rows:
         """Return what the next observations go into."""

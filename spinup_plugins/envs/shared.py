@@ -24,19 +24,12 @@ from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
 from spinup_plugins.envs.lean import Array, Info
 from spinup_plugins.envs.worker import Channel, EnvFn, File, Layout, Memory, Schema, names, serve
-from spinup_plugins.errors import ConfigError, EnvError
+from spinup_plugins.errors import ConfigError, EnvError, WorkerTraceback
 
-__all__ = ["SharedMemoryVecEnv", "WorkerTraceback", "usable_cores"]
+__all__ = ["SharedMemoryVecEnv", "usable_cores"]
 
 PATIENCE = 5.0
 """Seconds that the workers have to close their environments before they are killed."""
-
-
-class WorkerTraceback(Exception):  # noqa: N818  # not an error of its own
-    """Where an exception came from in a worker process: the ``__cause__`` of the error that the parent sees."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
 
 
 class _EnvAttributeError(EnvError, AttributeError):

@@ -10,8 +10,8 @@ and with W workers on K cores, which step their slices at the same time,
 
 where c is the time of one environment's step, p how much of it a processor works, s the size of its observation, and the
 rest is overhead: f for caches that are cold whenever a worker wakes up, a for waking it and being woken, b for each worker's
-request and answer, d for each environment's info, e for each byte that is copied once more. ``spinup speed stepping`` measures
-the overhead, all of it together.
+request and answer, d for each environment's info, e for each byte that is copied once more. ``spinup speed stepping
+--json FILE`` measures the overhead, all of it together.
 """
 
 import os
