@@ -3,6 +3,7 @@ import random
 import time
 from collections.abc import Callable
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from rich.console import Console
 from stable_baselines3.common.env_checker import check_env
 from stepping_envs import Coded, Failing, fns
 
 from spinup_plugins.cli import main
+from spinup_plugins.cli.speed import stepping_table
 from spinup_plugins.envs import stepping
 from spinup_plugins.envs.stepping import Plan, StepCost, choose, measure_step, overhead, plan, workers
 from spinup_plugins.errors import ConfigError
@@ -150,6 +153,15 @@ def test_ratios_by_hand() -> None:
     assert result.outside == Ratio(2.0, 2.0, 6.0)
     assert result.best == Ratio(2.0, 2.0, 3.0)
     assert result.overhead == pytest.approx(np.median([1 / 40 - 1 / 20, 1 / 50 - 1 / 15, 1 / 60 - 1 / 20]))
+
+
+def test_the_table_fits_80_columns() -> None:
+    speeds = {kind: [999_999.0, 99_999.0] for kind in KINDS}
+    console = Console(width=80, file=StringIO())
+    console.print(stepping_table([Stepping("spinup/MovingImage-v0", 64, speeds, "LeanVecEnv")]))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0].split() == ["environment", "N", "stepped", "SB3's", "ours", "ratio"]
+    assert lines[1].split() == ["spinup/MovingImage-v0", "64", "in", "process", "999,999", "999,999", "1.00", "(1.00-1.00)"]
 
 
 @pytest.mark.parametrize("bad", [{"rounds": 0}, {"seconds": 0.0}, {"n_envs": [0]}, {"n_envs": []}])

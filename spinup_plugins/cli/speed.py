@@ -73,9 +73,14 @@ def stepping_table(results: "Sequence[Stepping]") -> Table:
 
     :param results: of :func:`spinup_plugins.runs.stepping.benchmark`
     """
-    table = Table(box=None, pad_edge=False, caption="steps/s of single environments; median (least-most) ratio of all rounds")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption="steps/s of single environments; median (least-most) ratio of all rounds",
+    )
     table.add_column("environment", no_wrap=True)
-    table.add_column("N", justify="right")
+    table.add_column("N", justify="right", no_wrap=True)
     table.add_column("stepped", no_wrap=True)
     for header in ("SB3's", "ours", "ratio"):
         table.add_column(header, justify="right", no_wrap=True)
