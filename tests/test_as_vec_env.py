@@ -5,6 +5,7 @@ import importlib.util
 import os
 import signal
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch as th
 from episode_env import BOX, MIXED, EpisodeEnv, OwnVectorEnv, functions
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -456,6 +458,25 @@ def test_gymnasiums_own_vectorised_cart_pole_is_learnt_from():
 # --- EnvPool ---------------------------------------------------------------------------------------------------------
 
 
+class LastRollout(BaseCallback):
+    """Keeps the last rollout as it was collected."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.buffer = deepcopy(getattr(self.model, "rollout_buffer", None))
+
+
+def swing(observations: Any, torques: Any) -> tuple[Any, Any]:
+    """What follows and what is rewarded by the equations of EnvPool's Pendulum-v1, for each row."""
+    angles, speeds = np.arctan2(observations[:, 1], observations[:, 0]), observations[:, 2]
+    rewards = -(angles**2 + 0.1 * speeds**2 + 0.001 * torques**2)
+    speeds = speeds + 0.05 * (15 * np.sin(angles) + 3 * torques)
+    angles = angles + 0.05 * speeds  # Gymnasium's turns by the speed within its bounds
+    return np.stack([np.cos(angles), np.sin(angles), np.clip(speeds, -8, 8)], axis=1), rewards
+
+
 @needs_envpool
 class TestEnvPool:
     def test_episodes_end_as_they_should(self):
@@ -503,13 +524,33 @@ class TestEnvPool:
             as_vec_env(envpool.make_gymnasium("Pendulum-v1", num_envs=3, batch_size=1))
 
     @pytest.mark.parametrize("algorithm", ["vpg", "trpo", "ppo", "ddpg", "td3", "sac"])
-    def test_every_algorithm_learns_from_it(self, algorithm):
-        small = {"n_steps": 64} if algorithm in ("vpg", "trpo", "ppo") else {"learning_starts": 20}
+    def test_what_every_algorithm_stores_obeys_the_pendulums_equations(self, algorithm):
+        on_policy = algorithm in ("vpg", "trpo", "ppo")
+        small = {"n_steps": 256} if on_policy else {"learning_starts": 20, "train_freq": 10}
         small |= {"reset_on_rollout": False} if algorithm == "vpg" else {}
         model = make(algorithm, "Pendulum-v1", n_envs=2, vec_env="envpool", seed=1, **small)
-        model.learn(500)
-        assert len(model.ep_info_buffer) == 2
+        last = LastRollout()
+        model.learn(500, callback=last)
         assert {episode["l"] for episode in model.ep_info_buffer} == {200}
+        buffer = last.buffer if on_policy else model.replay_buffer
+        rows = 256 if on_policy else buffer.size()
+        for env in range(2):
+            observations = buffer.observations[:rows, env].reshape(rows, 3)
+            if on_policy:
+                torques = np.clip(buffer.actions[:, env, 0], -2, 2)
+                ends = np.append(buffer.episode_starts[1:, env], 0).astype(bool)
+                following = np.roll(observations, -1, axis=0)
+                known = np.append(~ends[:-1], False)  # what the row after it shows
+            else:
+                torques = 2 * buffer.actions[:rows, env, 0]
+                ends = buffer.dones[:rows, env].astype(bool)
+                following, known = buffer.next_observations[:rows, env], np.ones(rows, bool)
+                assert np.array_equal(buffer.timeouts[:rows, env], ends)
+            assert np.flatnonzero(ends).tolist() == [199]
+            expected, rewards = swing(observations, torques)
+            assert np.allclose(following[known], expected[known], atol=1e-4)
+            unaltered = ~ends if on_policy else known  # a truncated episode's value is added to its last reward
+            assert np.allclose(buffer.rewards[:rows, env][unaltered], rewards[unaltered], atol=1e-3)
 
     @pytest.mark.parametrize(
         ("env_id", "arguments", "message"),
