@@ -5,7 +5,6 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ import gymnasium as gym
 from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from spinup_plugins.envs.convert import VecEnvKind, as_vec_env
+from spinup_plugins.envs.convert import as_vec_env
+from spinup_plugins.envs.kinds import VecEnvKind
 from spinup_plugins.errors import ConfigError, UnknownNameError, nearest
-from spinup_plugins.wrapping import resolve_wrappers, wrap_all
+from spinup_plugins.wrapping import resolve_wrappers
 
 __all__ = ["make_env"]
 
@@ -51,8 +51,7 @@ def make_env(
     :raises ConfigError: an argument is not the environment's, or an optional dependency is missing
     """
     options = _normalize_options(normalize, gamma)
-    resolved = resolve_wrappers(wrappers)
-    wraps = [partial(wrap_all, wrappers=resolved)] if resolved else []
+    wraps = resolve_wrappers(wrappers)
     name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
     with _one_line_errors(name, env):
         if vec_env in ("subproc", "gym-async") or (vec_env == "auto" and n_envs > 1):

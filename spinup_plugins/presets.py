@@ -5,8 +5,9 @@ from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from sys import modules
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from spinup_plugins.envs.kinds import VecEnvKind
 from spinup_plugins.errors import ConfigError, UnknownNameError, nearest
 from spinup_plugins.paths import data_dir
 from spinup_plugins.yaml_files import load_yaml
@@ -22,7 +23,7 @@ PRESETS = ("default", "spinning_up", "zoo")
 RUN_KEYS: dict[str, Any] = {
     "n_timesteps": int,
     "n_envs": int,
-    "vec_env": Literal["auto", "dummy", "subproc", "gym-async", "envpool"],
+    "vec_env": VecEnvKind,
     "wrappers": list[str | dict[str, Any]],
     "normalize": bool | dict[str, Any],
     "env_kwargs": dict[str, Any],

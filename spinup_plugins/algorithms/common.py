@@ -23,6 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorD
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from spinup_plugins.atomic import replacing
+from spinup_plugins.engine.replay import RESET_STEP
 from spinup_plugins.envs.convert import AnyEnv, as_vec_env
 from spinup_plugins.envs.gymnasium_vec import GymnasiumVecEnv
 from spinup_plugins.errors import (
@@ -35,7 +36,7 @@ from spinup_plugins.errors import (
     nearest,
 )
 
-__all__ = ["DropIn", "choice"]
+__all__ = ["DropIn", "choice", "has_reset_steps", "steps_taken"]
 
 #: smallest and largest sensible values of constructor arguments, wherever an algorithm has them
 RANGES: dict[str, tuple[float, float]] = {
@@ -59,6 +60,16 @@ def choice(name: str, value: Any, literal: Any) -> None:
         raise ConfigError(
             f"{name}={value!r} is not one of {', '.join(map(repr, valid))}{nearest(str(value), map(str, valid))}"
         )
+
+
+def has_reset_steps(env: VecEnv) -> bool:
+    """Whether some steps, marked in their info, only reset an environment (:mod:`spinup_plugins.envs.gymnasium_vec`)."""
+    return bool(getattr(env.unwrapped, "reset_steps", False))
+
+
+def steps_taken(infos: Iterable[dict[str, Any]]) -> int:
+    """Return how many environments took a step, rather than reset."""
+    return sum(not info.get(RESET_STEP, False) for info in infos)
 
 
 class DropIn(BaseAlgorithm):

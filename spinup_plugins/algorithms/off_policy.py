@@ -29,7 +29,7 @@ from stable_baselines3.common.utils import (
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from spinup_plugins.algorithms.common import DropIn, choice
+from spinup_plugins.algorithms.common import DropIn, choice, has_reset_steps, steps_taken
 from spinup_plugins.engine.replay import COUNTERPARTS, RESET_STEP, CompactReplayBuffer
 from spinup_plugins.errors import ConfigError
 
@@ -285,6 +285,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         if self.use_sde:
             self.actor.reset_noise(env.num_envs)  # type: ignore[operator]
 
+        resets_apart = has_reset_steps(env)
         callback.on_rollout_start()
         while should_collect_more_steps(train_freq, num_collected_steps, num_collected_episodes):
             if self.use_sde and self.sde_sample_freq > 0 and num_collected_steps % self.sde_sample_freq == 0:
@@ -299,8 +300,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
             else:
                 new_obs, rewards, dones, infos = env.step(actions)
 
-            resets = sum(info.get(RESET_STEP, False) for info in infos)
-            self.num_timesteps += env.num_envs - resets
+            self.num_timesteps += steps_taken(infos) if resets_apart else env.num_envs
             num_collected_steps += 1
 
             callback.update_locals(locals())
@@ -326,7 +326,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
 
     def _refuse_reset_steps(self) -> None:
         """Raise :class:`ConfigError` where steps that only reset an environment would be stored and learnt from."""
-        if self.env is not None and getattr(self.env.unwrapped, "reset_steps", False):
+        if self.env is not None and has_reset_steps(self.env):
             raise ConfigError(
                 f"{type(self).__name__}: {type(self.replay_buffer).__name__} would store the steps that only reset an"
                 " environment: use compact_replay=True with its default buffer, or autoreset mode 'SameStep'"

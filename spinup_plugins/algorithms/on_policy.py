@@ -25,8 +25,9 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from spinup_plugins.algorithms import functional
-from spinup_plugins.algorithms.common import DropIn, choice
+from spinup_plugins.algorithms.common import DropIn, choice, has_reset_steps, steps_taken
 from spinup_plugins.engine.replay import RESET_STEP
+from spinup_plugins.envs.gymnasium_vec import parts
 
 __all__ = [
     "ACTION_SPACES",
@@ -155,7 +156,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         if self.reset_on_rollout and not self._last_episode_starts.all():
             self._last_obs = env.reset()  # type: ignore[assignment]
             self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
-        columns = Columns(rollout_buffer) if getattr(env.unwrapped, "reset_steps", False) else None
+        columns = Columns(rollout_buffer) if has_reset_steps(env) else None
 
         callback.on_rollout_start()
 
@@ -171,7 +172,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
 
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self._check_finite(new_obs, rewards)
-            self.num_timesteps += env.num_envs if columns is None else Columns.count(infos)
+            self.num_timesteps += env.num_envs if columns is None else steps_taken(infos)
 
             callback.update_locals(locals())
             if not callback.on_step():
@@ -337,11 +338,6 @@ class Columns:
         """Whether every column holds T steps."""
         return bool((self.filled == self.buffer.buffer_size).all())
 
-    @staticmethod
-    def count(infos: Sequence[dict[str, Any]]) -> int:
-        """Return how many environments took a step, rather than reset."""
-        return sum(not info.get(RESET_STEP, False) for info in infos)
-
     def add(self, step: tuple[Any, ...], new_obs: Any, dones: Any, infos: Sequence[dict[str, Any]]) -> None:
         """Store one step of the environments that took one and still need it.
 
@@ -356,15 +352,16 @@ class Columns:
         observations, actions, rewards, starts, values, log_probs = step
         stored = [(buffer.actions, actions), (buffer.rewards, rewards), (buffer.episode_starts, starts)]
         stored += [(buffer.values, values), (buffer.log_probs, log_probs)]
-        parts: Any = [(buffer.observations, observations)]
         if isinstance(observations, dict):
-            parts = [(buffer.observations[key], value) for key, value in observations.items()]
-        for array, new in (*stored, *parts):
+            stored += [(buffer.observations[key], value) for key, value in observations.items()]
+        else:
+            stored.append((buffer.observations, observations))
+        for array, new in stored:
             new = new.cpu().numpy() if isinstance(new, th.Tensor) else np.asarray(new)
             array[rows, columns] = new.reshape(buffer.n_envs, *array.shape[2:])[took]
         if self.last_obs is None:
             self.last_obs = deepcopy(new_obs)
-        for last, new in zip(_parts(self.last_obs), _parts(new_obs), strict=True):
+        for last, new in zip(parts(self.last_obs), parts(new_obs), strict=True):
             last[took] = new[took]
         self.last_dones[took] = dones[took]
         self.filled += took
@@ -373,7 +370,3 @@ class Columns:
         """Mark the buffer as full; return what follows each column's last step: observations (N, …) and dones (N,)."""
         self.buffer.pos, self.buffer.full = self.buffer.buffer_size, True
         return self.last_obs, self.last_dones
-
-
-def _parts(observations: Any) -> tuple[Any, ...]:
-    return tuple(observations.values()) if isinstance(observations, dict) else (observations,)

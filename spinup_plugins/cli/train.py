@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from spinup_plugins.cli.console import Debug, assignments, episodes, number, reporting, show, show_evaluation
+from spinup_plugins.envs.kinds import VEC_ENVS
 from spinup_plugins.yaml_files import parse_yaml
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def command(
         str | None,
         typer.Option(
             metavar="KIND",
-            help="How the copies are stepped: dummy in this process, subproc in worker processes, auto whichever of the two "
-            "a measurement finds faster, gym-async by Gymnasium's AsyncVectorEnv, envpool by EnvPool. Default: auto.",
+            help=f"How the copies are stepped: {'; '.join(f'{kind} {how}' for kind, how in VEC_ENVS.items())}. Default: auto.",
         ),
     ] = None,
     env_kwargs: Annotated[

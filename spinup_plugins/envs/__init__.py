@@ -4,8 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spinup_plugins.envs.convert import VEC_ENVS, AnyEnv, as_vec_env
+    from spinup_plugins.envs.convert import AnyEnv, as_vec_env
     from spinup_plugins.envs.gymnasium_vec import EnvPoolVecEnv, GymnasiumVecEnv
+    from spinup_plugins.envs.kinds import VEC_ENVS
     from spinup_plugins.envs.lean import LeanVecEnv
     from spinup_plugins.envs.shared import SharedMemoryVecEnv
     from spinup_plugins.envs.wrappers import (
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "VEC_ENVS": "convert",
+    "VEC_ENVS": "kinds",
     "AnyEnv": "convert",
     "EnvPoolVecEnv": "gymnasium_vec",
     "GymnasiumVecEnv": "gymnasium_vec",

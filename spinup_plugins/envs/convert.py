@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
@@ -18,10 +18,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from spinup_plugins.envs.gymnasium_vec import EnvPoolVecEnv, GymnasiumVecEnv, is_envpool
+from spinup_plugins.envs.kinds import VEC_ENVS, VecEnvKind
 from spinup_plugins.envs.lean import LeanVecEnv
 from spinup_plugins.errors import ConfigError, nearest
 
-__all__ = ["VEC_ENVS", "AnyEnv", "EnvFn", "Wrap", "as_vec_env", "is_recipe"]
+__all__ = ["AnyEnv", "EnvFn", "Wrap", "as_vec_env", "is_recipe"]
 
 Env: TypeAlias = gym.Env[Any, Any]
 EnvFn: TypeAlias = Callable[..., Env]
@@ -29,16 +30,6 @@ Wrap: TypeAlias = Callable[[Env], Env]
 AnyEnv: TypeAlias = str | EnvFn | Sequence[EnvFn] | Env | VectorEnv[Any, Any, Any] | VecEnv
 """An id, a function or functions that make an environment, a Gymnasium environment or vector environment (EnvPool's is
 one), or a ``VecEnv``."""
-
-VecEnvKind: TypeAlias = Literal["auto", "dummy", "subproc", "gym-async", "envpool"]
-VEC_ENVS: dict[str, str] = {
-    "auto": "whichever of the next two is faster by a measurement",
-    "dummy": "in this process, one after the other",
-    "subproc": "in worker processes, over shared memory",
-    "gym-async": "in a worker process each, Gymnasium's AsyncVectorEnv",
-    "envpool": "in EnvPool's threads, where EnvPool has the environment",
-}
-"""How several copies of an environment can be stepped."""
 
 
 def as_vec_env(
@@ -58,6 +49,9 @@ def as_vec_env(
     An environment that exists already is taken as it is; ``n_envs``, ``vec_env``, ``env_kwargs`` and ``wrappers`` are for
     an id or a function, of which copies can be made. A ``VecEnv`` is returned itself.
 
+    Where ``reset_steps`` of the result is true, steps marked ``info["reset_step"]`` only reset an environment. The algorithms
+    of this package leave them out; others are warned.
+
     :param source: Gymnasium id, function or functions that make an environment, Gymnasium ``Env``, Gymnasium
         ``VectorEnv`` of any autoreset mode, EnvPool (its gymnasium interface), or ``VecEnv``
     :param n_envs: number of copies, 1 by default
@@ -69,9 +63,6 @@ def as_vec_env(
     :param monitor_dir: folder for the monitors' ``<i>.monitor.csv``; None writes no file
     :param autoreset_mode: of a ``VectorEnv`` whose metadata do not tell it
     :raises ConfigError: ``source`` is no environment, or an argument does not go with it
-
-    Where ``reset_steps`` of the result is true, steps marked ``info["reset_step"]`` only reset an environment. The algorithms
-    of this package leave them out; others are warned.
     """
     if vec_env not in VEC_ENVS:
         kinds = ", ".join(map(repr, VEC_ENVS))

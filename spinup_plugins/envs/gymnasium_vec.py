@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from spinup_plugins.engine.replay import RESET_STEP
 from spinup_plugins.errors import ConfigError, EnvError, WorkerTraceback, nearest
 
-__all__ = ["EnvPoolVecEnv", "GymnasiumVecEnv", "info_rows", "is_envpool"]
+__all__ = ["EnvPoolVecEnv", "GymnasiumVecEnv", "info_rows", "is_envpool", "parts"]
 
 Mask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 Infos: TypeAlias = list[dict[str, Any]]
@@ -243,7 +243,7 @@ class GymnasiumVecEnv(VecEnv):
         """Begin a new episode where one has just ended; ``observations`` gets its first observation in place."""
         fresh, infos = self.env.reset(options={"reset_mask": dones.copy()})
         rows = self._rows(infos)
-        for now, new in zip(_parts(observations), _parts(fresh), strict=True):
+        for now, new in zip(parts(observations), parts(fresh), strict=True):
             new = np.asarray(new)
             if not np.array_equal(now[~dones], new[~dones], equal_nan=now.dtype.kind == "f"):
                 raise EnvError(
@@ -443,7 +443,7 @@ class EnvPoolVecEnv(GymnasiumVecEnv):
     def _reset_part(self, dones: Mask, observations: Any) -> None:
         fresh, infos = self.env.reset(np.flatnonzero(dones).astype(np.int32))  # type: ignore[call-arg,arg-type]
         order = infos.pop("env_id")
-        for now, new in zip(_parts(observations), _parts(fresh), strict=True):
+        for now, new in zip(parts(observations), parts(fresh), strict=True):
             now[order] = new
         for index, row in zip(order.tolist(), info_rows(infos, len(order)), strict=True):
             self.reset_infos[index] = row
@@ -544,7 +544,8 @@ def _copied(observations: Any) -> Any:
     return np.array(observations)
 
 
-def _parts(observations: Any) -> Iterator[Any]:
+def parts(observations: Any) -> Iterator[Any]:
+    """Iterate over the arrays of observations: those of a Dict, in its order, or the only one."""
     return iter(observations.values() if isinstance(observations, Mapping) else (observations,))
 
 

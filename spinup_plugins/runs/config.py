@@ -15,7 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from spinup_plugins import __version__, registry, schema
 from spinup_plugins.atomic import write_text
-from spinup_plugins.envs.convert import VecEnvKind
+from spinup_plugins.envs.kinds import VecEnvKind
 from spinup_plugins.errors import ConfigError, nearest
 from spinup_plugins.wrapping import resolve_wrappers
 from spinup_plugins.yaml_files import Locate, dump_yaml, load_yaml
