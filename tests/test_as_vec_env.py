@@ -478,6 +478,7 @@ def swing(observations: Any, torques: Any) -> tuple[Any, Any]:
 
 
 @needs_envpool
+@pytest.mark.usefixtures("pools_freed")
 class TestEnvPool:
     def test_episodes_end_as_they_should(self):
         env = as_vec_env("CartPole-v1", 3, vec_env="envpool", seed=5, env_kwargs={"max_episode_steps": 12})

@@ -338,6 +338,7 @@ def test_wrappers_repeat_and_those_of_rewards_are_not_evaluated_through(tmp_path
 
 
 @pytest.mark.skipif(find_spec("envpool") is None, reason="the optional EnvPool is not installed")
+@pytest.mark.usefixtures("pools_freed")
 def test_a_run_on_envpool_evaluates_on_it_from_the_same_states(tmp_path: Path) -> None:
     first, second = (train(tiny("Acrobot-v1", vec_env="envpool", n_envs=2, eval_every=32), tmp_path) for _ in range(2))
     assert first.evaluation == second.evaluation

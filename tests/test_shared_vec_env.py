@@ -1,4 +1,5 @@
 import csv
+import gc
 import multiprocessing
 import os
 import signal
@@ -496,6 +497,35 @@ def test_a_vec_env_inside_an_environment_does_not_confuse_whose_error_it_is() ->
     with pytest.raises(EnvError, match=r"environment number 0 failed in step.*boom on two lines"):
         ours.step(np.zeros(2, int))
     ours.close()
+
+
+class Remains:
+    """Garbage of the parent that aborts whoever else collects it, as a C++ object whose threads are not in a fork does."""
+
+    def __init__(self) -> None:
+        self.parent, self.itself = os.getpid(), self
+
+    def __del__(self) -> None:
+        if os.getpid() != self.parent:
+            os.abort()
+
+
+def test_a_fork_does_not_destroy_what_it_inherited() -> None:
+    class Collects(Coded):
+        def step(self, action: Any) -> Any:
+            gc.collect()
+            return super().step(action)
+
+    gc.collect()
+    gc.disable()
+    try:
+        Remains()
+        ours = SharedMemoryVecEnv([Collects], start_method="fork")
+        ours.reset()
+        ours.step(np.zeros(1, int))
+        ours.close()
+    finally:
+        gc.enable()
 
 
 def test_a_failed_construction_says_one_thing(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """What the worker processes of ``SharedMemoryVecEnv`` run, and what both sides speak: memory, messages and infos."""
 
+import gc
 import json
 import mmap
 import multiprocessing
@@ -328,6 +329,7 @@ def serve(incoming: Any, outgoing: Any, file: File, payload: Any, first: int, st
     :param again: another process has stepped these environments before
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    gc.freeze()  # a fork's inherited objects are not its to destroy: those with threads, which it has not, would abort it
     for inherited in list(_CHANNELS):  # a fork has copies of the parent's ends, and a pipe is closed with its last
         inherited.close()
     _end_with_parent()
