@@ -17,13 +17,16 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from spinup_plugins.atomic import replacing
+from spinup_plugins.engine.networks import Unsupported
+from spinup_plugins.engine.numpy_ops import finite
 from spinup_plugins.engine.replay import RESET_STEP
+from spinup_plugins.engine.tiers import Bound, EngineName, Tier, choose
 from spinup_plugins.envs.convert import AnyEnv, as_vec_env
 from spinup_plugins.envs.gymnasium_vec import GymnasiumVecEnv
 from spinup_plugins.errors import (
@@ -36,7 +39,7 @@ from spinup_plugins.errors import (
     nearest,
 )
 
-__all__ = ["DropIn", "choice", "has_reset_steps", "steps_taken"]
+__all__ = ["DropIn", "choice", "has_listeners", "has_reset_steps", "steps_taken"]
 
 #: smallest and largest sensible values of constructor arguments, wherever an algorithm has them
 RANGES: dict[str, tuple[float, float]] = {
@@ -44,6 +47,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("n_steps", "batch_size", "buffer_size", "n_epochs", "policy_delay", "q_steps"), (1, inf)),
     **dict.fromkeys(("cg_max_steps", "sub_sampling_factor", "target_update_interval"), (1, inf)),
     **dict.fromkeys(("train_v_iters", "n_critic_updates", "line_search_max_iter", "update_after"), (0, inf)),
+    "n_threads": (1, inf),
     **dict.fromkeys(("target_kl", "cg_damping", "cg_init_std", "cg_residual_tol", "max_grad_norm"), (0, inf)),
     **dict.fromkeys(("action_noise", "target_policy_noise", "target_noise_clip"), (0, inf)),
 }
@@ -72,6 +76,13 @@ def steps_taken(infos: Iterable[dict[str, Any]]) -> int:
     return sum(not info.get(RESET_STEP, False) for info in infos)
 
 
+def has_listeners(callback: BaseCallback) -> bool:
+    """Whether anybody hears of steps: what ``learn()`` makes of no callback, or of an empty list, hears nothing."""
+    if type(callback) is ConvertCallback:
+        return callback.callback is not None
+    return type(callback) is not CallbackList or any(map(has_listeners, callback.callbacks))
+
+
 class DropIn(BaseAlgorithm):
     """A Stable-Baselines3 algorithm that says at once, in one line, what is wrong with its input.
 
@@ -88,6 +99,65 @@ class DropIn(BaseAlgorithm):
         """Name a run in TensorBoard as Stable-Baselines3 does: after the algorithm, also where a program subclasses it."""
         marked = (base.__name__ for base in cls.__mro__ if "_file_mark" in vars(base) and base is not DropIn)
         return next(marked, cls.__name__)
+
+    # --- tiers -------------------------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> str:
+        """The tier that the model acts and learns on: ``"native"``, ``"numpy"`` or ``"torch"``.
+
+        Set one of these or ``"auto"`` to change it at any time; parameters and optimisers' state stay as they are.
+        """
+        return self._tier().name
+
+    @engine.setter
+    def engine(self, request: EngineName) -> None:
+        choice("engine", request, EngineName)
+        self.__dict__["engine"] = request
+        self.__dict__.pop("_chosen_tier", None)
+
+    @property
+    def engine_reason(self) -> str:
+        """Why the model is on no faster tier than it is; empty on the fastest."""
+        return self._tier().reason
+
+    def _tier(self) -> Tier:
+        """Return the tier, chosen anew when the policy or where its parameters are has changed."""
+        chosen: tuple[Tier, Any] | None = self.__dict__.get("_chosen_tier")
+        policy = getattr(self, "policy", None)
+        if chosen is None or chosen[1] is not policy or (chosen[0].bound is not None and not chosen[0].bound.held):
+            request = self.__dict__.get("engine", "auto")
+            chosen = (choose(request, self._bind) if policy is not None else Tier("torch", "no policy yet", None), policy)
+            self.__dict__["_chosen_tier"] = chosen
+        return chosen[0]
+
+    def _bind(self, ops: Any) -> Bound:
+        """Put the policy on the engine with one tier's primitives, or raise :class:`~.engine.networks.Unsupported`."""
+        raise Unsupported(f"the algorithm {type(self).__name__}")
+
+    def predict(
+        self,
+        observation: np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]],
+        state: tuple[np.ndarray[Any, Any], ...] | None = None,
+        episode_start: np.ndarray[Any, Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray[Any, Any], tuple[np.ndarray[Any, Any], ...] | None]:
+        """Choose actions for one observation or a batch of them.
+
+        :param observation: of the observation space's shape, or with a batch axis in front
+        :param state: passed through; the policies have none
+        :param episode_start: not used; the policies have no state
+        :param deterministic: the most likely actions rather than drawn ones
+        :return: actions within the action space's bounds, and ``state``
+        """
+        bound = self._tier().bound
+        actions = None if bound is None else bound.predict(observation, deterministic)
+        if actions is None:
+            return super().predict(observation, state, episode_start, deterministic)
+        return actions, state
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_chosen_tier"]
 
     def _check_ranges(self) -> None:
         """Raise :class:`ConfigError` for a number that cannot be meant."""
@@ -277,6 +347,13 @@ class DropIn(BaseAlgorithm):
         :param rewards: (N,)
         :param first: number of the first row's environment
         """
+        if (
+            isinstance(observations, np.ndarray)
+            and observations.shape[1:] == self.observation_space.shape
+            and (observations.dtype.kind != "f" or finite(observations))
+            and (rewards is None or rewards.dtype.kind != "f" or finite(rewards))
+        ):
+            return
         parts: dict[str, tuple[Any, spaces.Space[Any] | None]] = {"reward": (rewards, None)} if rewards is not None else {}
         if isinstance(observations, dict):
             assert isinstance(self.observation_space, spaces.Dict)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
@@ -25,8 +25,11 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from spinup_plugins.algorithms import functional
-from spinup_plugins.algorithms.common import DropIn, choice, has_reset_steps, steps_taken
+from spinup_plugins.algorithms.common import DropIn, choice, has_listeners, has_reset_steps, steps_taken
+from spinup_plugins.engine.actor_critic import ActorCritic
+from spinup_plugins.engine.networks import Unsupported
 from spinup_plugins.engine.replay import RESET_STEP
+from spinup_plugins.engine.tiers import EngineName, native
 from spinup_plugins.envs.gymnasium_vec import parts
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "AdvantageNorm",
     "Columns",
     "OnPolicy",
+    "Rows",
     "ValueTarget",
     "episode_ends",
     "flat_actions",
@@ -76,6 +80,8 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
     :param value_target: what V regresses on: ``"td_lambda"`` (A + V, as SB3) or ``"rewards_to_go"`` (λ = 1, as Spinning Up)
     :param reset_on_rollout: begin each rollout with fresh episodes, as Spinning Up does, instead of going on where the
         last rollout stopped, as SB3 does
+    :param engine: tier to act and learn on
+    :param n_threads: threads to compute with
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -92,6 +98,8 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         vf_lr: float | Schedule | None = None,
         value_target: ValueTarget = "td_lambda",
         reset_on_rollout: bool = False,
+        engine: EngineName = "auto",
+        n_threads: int | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs |= {"_init_setup_model": False, "supported_action_spaces": ACTION_SPACES}
@@ -100,12 +108,27 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         self.vf_lr = vf_lr
         self.value_target = value_target
         self.reset_on_rollout = reset_on_rollout
+        self.engine = engine
+        self.n_threads = n_threads
 
     def _setup_model(self) -> None:
         self._check_ranges()
         choice("value_target", self.value_target, ValueTarget)
         super()._setup_model()
         self.vf_lr_schedule = None if self.vf_lr is None else FloatSchedule(self.vf_lr)
+
+    #: methods that the engine stands in for; where a subclass has its own, torch runs them
+    _replaced: ClassVar[tuple[str, ...]] = ("train", "_descend")
+
+    def _bind(self, ops: Any) -> ActorCritic:
+        cls = type(self)
+        ours = next(base for base in cls.__mro__ if base.__module__.startswith("spinup_plugins.algorithms."))
+        for name in self._replaced:
+            if getattr(cls, name) is not getattr(ours, name):
+                raise Unsupported(f"{cls.__name__}, which has its own {name}()")
+        if type(self.rollout_buffer) is not RolloutBuffer:
+            raise Unsupported(f"a rollout buffer of class {type(self.rollout_buffer).__name__}")
+        return ActorCritic(self.policy, ops)
 
     def learn(
         self: SelfOnPolicy,
@@ -157,6 +180,9 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
             self._last_obs = env.reset()  # type: ignore[assignment]
             self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         columns = Columns(rollout_buffer) if has_reset_steps(env) else None
+        bound = self._tier().bound
+        store = columns or (rollout_buffer if bound is None else Rows(rollout_buffer))
+        listening = has_listeners(callback)
 
         callback.on_rollout_start()
 
@@ -164,19 +190,26 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
 
-            with th.no_grad():
-                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                actions_tensor, values, log_probs = self.policy(obs_tensor)
-            actions = actions_tensor.cpu().numpy()
+            if bound is None:
+                with th.no_grad():
+                    obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+                    actions_tensor, values, log_probs = self.policy(obs_tensor)
+                actions = actions_tensor.cpu().numpy()
+            else:
+                actions, values, log_probs = bound.act(self._last_obs)
+                if listening:
+                    obs_tensor, actions_tensor = th.as_tensor(self._last_obs), th.from_numpy(actions)
+                    values, log_probs = th.from_numpy(values)[:, None], th.from_numpy(log_probs)
             clipped_actions = self._to_env(actions)
 
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self._check_finite(new_obs, rewards)
             self.num_timesteps += env.num_envs if columns is None else steps_taken(infos)
 
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
+            if listening:
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    return False
 
             self._update_info_buffer(infos, dones)
             n_steps += 1
@@ -186,7 +219,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
             self._bootstrap_truncated(rewards, dones, infos)
             step = (self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)
             if columns is None:
-                rollout_buffer.add(*step)  # type: ignore[arg-type]
+                store.add(*step)
             else:
                 columns.add(step, new_obs, dones, infos)
             self._last_obs = new_obs  # type: ignore[assignment]
@@ -194,13 +227,19 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
 
         if columns is not None:
             new_obs, dones = columns.finish()
-        with th.no_grad():
-            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
-        self._compute_targets(rollout_buffer, values, dones)
+        self._compute_targets(rollout_buffer, self._values(new_obs), dones)
 
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _values(self, observations: Any) -> th.Tensor:
+        """V(s) of (N, …) observations, (N, 1)."""
+        bound = self._tier().bound
+        if bound is not None:
+            return th.from_numpy(bound.values(observations))[:, None]
+        with th.no_grad():
+            return self.policy.predict_values(obs_as_tensor(observations, self.device))
 
     def _to_env(self, actions: Any) -> Any:
         """Map the policy's actions into the environment's bounds: unscale squashed ones, clip the others."""
@@ -208,28 +247,53 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
             return actions
         if self.policy.squash_output:
             return self.policy.unscale_action(actions)
-        return np.clip(actions, self.action_space.low, self.action_space.high)
+        return np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)  # np.clip at half the cost
 
     def _bootstrap_truncated(self, rewards: Any, dones: Any, infos: Sequence[dict[str, Any]]) -> None:
         """Add γ V(s_T) to the last reward of episodes that a time limit cut: truncation is not an outcome."""
-        for index in np.flatnonzero(dones).tolist():
+        for index in dones.nonzero()[0].tolist():
             info = infos[index]
             if info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None:
                 self._check_final(info["terminal_observation"], index)
-                final_obs = self.policy.obs_to_tensor(info["terminal_observation"])[0]
-                with th.no_grad():
-                    rewards[index] += (self.gamma * self.policy.predict_values(final_obs)[0]).item()
+                if self._tier().bound is not None:
+                    value = self._values(np.asarray(info["terminal_observation"])[None])
+                else:
+                    final_obs = self.policy.obs_to_tensor(info["terminal_observation"])[0]
+                    with th.no_grad():
+                        value = self.policy.predict_values(final_obs)
+                rewards[index] += (self.gamma * value[0]).item()
 
     def _compute_targets(self, rollout_buffer: RolloutBuffer, last_values: th.Tensor, dones: Any) -> None:
         """Fill ``advantages`` (GAE-λ) and ``returns`` (what V regresses on), both un-normalised, (T, N)."""
-        rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
-        if self.value_target == "rewards_to_go":
-            rollout_buffer.returns = functional.rewards_to_go(
-                rollout_buffer.rewards,
-                episode_ends(rollout_buffer, dones),
-                last_values.cpu().numpy().flatten(),
-                self.gamma,
+        if type(rollout_buffer) not in (RolloutBuffer, DictRolloutBuffer):
+            rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+        else:
+            rollout_buffer.advantages = self._gae(
+                rollout_buffer, rollout_buffer.values, last_values, dones, self.gamma, self.gae_lambda
             )
+            rollout_buffer.returns = rollout_buffer.advantages + rollout_buffer.values
+        if self.value_target == "rewards_to_go":
+            rollout_buffer.returns = self._rewards_to_go(rollout_buffer, last_values, dones)
+
+    def _gae(
+        self, buffer: RolloutBuffer, values: Any, last_values: th.Tensor, dones: Any, gamma: float, gae_lambda: float
+    ) -> functional.Array:
+        """GAE-λ of a full buffer's rewards over ``values``, (T, N), compiled where it can be.
+
+        The compiled one rounds as Stable-Baselines3 does, so that torch's numbers stay its numbers bit for bit.
+        """
+        bound, last = self._tier().bound, last_values.cpu().numpy().reshape(-1)
+        ops = native() if bound is None else bound.ops
+        if ops is None:
+            return functional.gae(buffer.rewards, values, episode_ends(buffer, dones), last, gamma, gae_lambda)
+        advantages = np.empty_like(buffer.rewards)
+        starts, ended = buffer.episode_starts, np.asarray(dones, dtype=np.float32)
+        ops.gae(buffer.rewards, values, starts, np.ascontiguousarray(last), ended, gamma, gae_lambda, advantages)
+        return advantages
+
+    def _rewards_to_go(self, buffer: RolloutBuffer, last_values: th.Tensor, dones: Any) -> functional.Array:
+        """Discounted rewards-to-go, (T, N): GAE with λ = 1 over a value function that is zero within the rollout."""
+        return self._gae(buffer, np.zeros_like(buffer.values), last_values, dones, self.gamma, 1.0)
 
     def _normalized_by_batch(self, samples: RolloutBufferSamples) -> RolloutBufferSamples:
         """Normalise a minibatch's advantages with the whole rollout's mean and (population) deviation."""
@@ -315,6 +379,31 @@ def episode_ends(rollout_buffer: RolloutBuffer, dones: Any) -> functional.Array:
     """
     last = np.asarray(dones, dtype=np.float32)[None]
     return np.concatenate([rollout_buffer.episode_starts[1:], last])
+
+
+class Rows:
+    """Fills a :class:`RolloutBuffer` a step at a time, without the copies that its own ``add`` makes on the way.
+
+    :param rollout_buffer: an empty buffer of (T, N) steps
+    """
+
+    def __init__(self, rollout_buffer: RolloutBuffer) -> None:
+        self.buffer = buffer = rollout_buffer
+        self.observation_shape = buffer.observations.shape[1:]
+        self.action_shape = buffer.actions.shape[1:]
+
+    def add(self, observations: Any, actions: Any, rewards: Any, starts: Any, values: Any, log_probs: Any) -> None:
+        """Store one step of every environment; shapes as :meth:`Columns.add` has them."""
+        buffer = self.buffer
+        row = buffer.pos
+        buffer.observations[row] = observations.reshape(self.observation_shape)
+        buffer.actions[row] = actions.reshape(self.action_shape)
+        buffer.rewards[row] = rewards
+        buffer.episode_starts[row] = starts
+        buffer.values[row] = values.reshape(-1)
+        buffer.log_probs[row] = log_probs
+        buffer.pos = row + 1
+        buffer.full = buffer.pos == buffer.buffer_size
 
 
 class Columns:

@@ -12,6 +12,8 @@ Spinning Up's (``preset="spinning_up"``): up to ``n_epochs`` full-batch steps do
 at its own learning rate.
 """
 
+from collections.abc import Iterator
+from math import inf
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch as th
@@ -32,6 +34,9 @@ from spinup_plugins.algorithms.on_policy import (
     flat_actions,
     split,
 )
+from spinup_plugins.engine import policy_gradient
+from spinup_plugins.engine.actor_critic import ActorCritic, flattened
+from spinup_plugins.engine.tiers import EngineName
 
 __all__ = ["PPO", "SPINNING_UP", "clipped_surrogate", "clipped_values"]
 
@@ -129,10 +134,14 @@ class PPO(OnPolicy):
     :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``
     :param train_v_iters: passes that fit V alone after the policy's, ``None`` for the joint loss (3)
     :param kl_estimator: ``"k3"`` (SB3's, never negative) or ``"k1"`` (Spinning Up's) in rule (4)
+    :param engine: tier to act and learn on: ``"native"``, ``"numpy"``, ``"torch"``; ``"auto"`` takes the fastest that knows
+        the policy
+    :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest
     :raises AssertionError: on the combinations that Stable-Baselines3 refuses
     """
 
     _file_mark: ClassVar[str] = "clip_range"
+    _replaced: ClassVar[tuple[str, ...]] = (*OnPolicy._replaced, "_losses", "_value_loss", "_groups")
 
     def __init__(
         self,
@@ -168,6 +177,8 @@ class PPO(OnPolicy):
         kl_estimator: KLEstimator = "k3",
         value_target: ValueTarget = "td_lambda",
         reset_on_rollout: bool = False,
+        engine: EngineName = "auto",
+        n_threads: int | None = None,
     ) -> None:
         super().__init__(
             policy,
@@ -192,6 +203,8 @@ class PPO(OnPolicy):
             vf_lr=vf_lr,
             value_target=value_target,
             reset_on_rollout=reset_on_rollout,
+            engine=engine,
+            n_threads=n_threads,
         )
         self._check_batches(batch_size, normalize_advantage)
         self.batch_size = batch_size
@@ -232,45 +245,79 @@ class PPO(OnPolicy):
         clip_range: float = self.clip_range(progress)  # type: ignore[operator]
         clip_range_vf: float | None = None if self.clip_range_vf is None else self.clip_range_vf(progress)  # type: ignore[operator]
         separate = self.train_v_iters is not None
+        bound = self._tier().bound
+        fast = None if bound is None else self._on_engine(bound, clip_range, clip_range_vf, (pi_lr, vf_lr))
 
         groups: list[tuple[list[Parameter], float]] = []
-        seen: list[Losses] = []
+        seen: list[Any] = []
         for epoch in range(self.n_epochs):
             epoch_start = len(seen)
             stop = False
-            for batch in self.rollout_buffer.get(self.batch_size):
-                losses = self._losses(batch, clip_range, clip_range_vf, joint=not separate)
+            for batch in self._batches(fast):
+                if fast is None:
+                    losses = self._losses(batch, clip_range, clip_range_vf, joint=not separate)
+                    groups = groups or self._groups(losses.policy, pi_lr, vf_lr)
+                else:
+                    losses = fast.losses(batch)
                 seen.append(losses)
-                groups = groups or self._groups(losses.policy, pi_lr, vf_lr)
                 # Eq. (4), the one number that the host must know before it goes on
                 if self.target_kl is not None and losses.approx_kl > 1.5 * self.target_kl:
                     stop = True
                     if self.verbose >= 1:
                         print(f"Early stopping at step {epoch} due to reaching max kl: {losses.approx_kl:.2f}")
                     break
-                self._descend(losses.total, *(groups[:1] if separate else groups), max_grad_norm=self.max_grad_norm)
+                if fast is None:
+                    self._descend(losses.total, *(groups[:1] if separate else groups), max_grad_norm=self.max_grad_norm)
+                else:
+                    fast.descend()
             self._n_updates += 1
             if stop:
                 break
 
         value_losses = [x.value for x in seen if x.value is not None]
         for _ in range(self.train_v_iters or 0):
-            for batch in self.rollout_buffer.get(self.batch_size):
-                value_loss = self._value_loss(self.policy.predict_values(batch.observations), batch, clip_range_vf)
-                self._descend(value_loss, *groups[1:], max_grad_norm=self.max_grad_norm)
-                value_losses.append(value_loss.detach())
+            for batch in self._batches(fast):
+                if fast is None:
+                    value_loss = self._value_loss(self.policy.predict_values(batch.observations), batch, clip_range_vf)
+                    self._descend(value_loss, *groups[1:], max_grad_norm=self.max_grad_norm)
+                    value_losses.append(value_loss.detach())
+                else:
+                    value_losses.append(fast.fit_values(batch))
 
         self.logger.record("train/entropy_loss", _mean([x.entropy for x in seen]))
-        self.logger.record("train/policy_gradient_loss", _mean([x.policy.detach() for x in seen]))
+        self.logger.record("train/policy_gradient_loss", _mean([x.policy for x in seen]))
         if value_losses:
             self.logger.record("train/value_loss", _mean(value_losses))
         self.logger.record("train/approx_kl", _mean([x.approx_kl for x in seen[epoch_start:]]))
         self.logger.record("train/clip_fraction", _mean([x.clip_fraction for x in seen]))
-        self.logger.record("train/loss", seen[-1].total.item())
+        self.logger.record("train/loss", _mean([seen[-1].total]))
         self.logger.record("train/clip_range", clip_range)
         if clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", clip_range_vf)
         self._record_policy(explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()))
+
+    def _on_engine(
+        self, networks: ActorCritic, clip_range: float, clip_range_vf: float | None, rates: tuple[float, float]
+    ) -> policy_gradient.ClippedSurrogate:
+        """Hand eqs. (1)-(3) to the engine, which computes the same numbers without torch."""
+        rollout = flattened(self.rollout_buffer, networks.observations)
+        if self.normalize_advantage == "batch":
+            rollout = rollout._replace(advantages=policy_gradient.normalized(rollout.advantages, unbiased=False))
+        return policy_gradient.ClippedSurrogate(
+            networks,
+            rollout,
+            clip_range=clip_range,
+            clip_range_vf=inf if clip_range_vf is None else clip_range_vf,
+            normalize=self.normalize_advantage in (True, "minibatch"),
+            ent_coef=self.ent_coef,
+            vf_coef=self.vf_coef if self.train_v_iters is None else None,
+            k1=self.kl_estimator == "k1",
+            max_grad_norm=self.max_grad_norm,
+            rates=rates,
+        )
+
+    def _batches(self, fast: policy_gradient.ClippedSurrogate | None) -> Iterator[Any]:
+        return self.rollout_buffer.get(self.batch_size) if fast is None else fast.batches(self.batch_size)
 
     def _losses(self, batch: RolloutBufferSamples, clip_range: float, clip_range_vf: float | None, *, joint: bool) -> Losses:
         """Eqs. (1)-(3) on one minibatch; without ``joint`` the value function stays out of it."""
@@ -330,5 +377,8 @@ class PPO(OnPolicy):
         self._check_rollout_size(batch_size, bool(normalize_advantage))
 
 
-def _mean(scalars: list[th.Tensor]) -> float:
-    return th.stack(scalars).mean().item()
+def _mean(scalars: list[Any]) -> float:
+    """Mean of tensors, which only now leave the device, or of the engine's numbers."""
+    if isinstance(scalars[0], th.Tensor):
+        return th.stack(scalars).mean().item()
+    return sum(scalars) / len(scalars)  # type: ignore[no-any-return]

@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import Distribution, kl_divergence
@@ -31,6 +32,10 @@ from torch.utils._pytree import tree_map
 from spinup_plugins.algorithms import functional
 from spinup_plugins.algorithms.common import choice
 from spinup_plugins.algorithms.on_policy import SPINNING_UP_POLICY, AdvantageNorm, OnPolicy, ValueTarget, flat_actions
+from spinup_plugins.engine import actor_critic as engine
+from spinup_plugins.engine import policy_gradient
+from spinup_plugins.engine.actor_critic import ActorCritic, Rollout, flattened
+from spinup_plugins.engine.tiers import EngineName
 
 __all__ = ["SPINNING_UP", "TRPO", "conjugate_gradient", "mean_kl", "surrogate"]
 
@@ -146,9 +151,13 @@ class TRPO(OnPolicy):
     :param natural_gradient: take the natural gradient step whole, without line search (NPG)
     :param cg_init_std: deviation of the conjugate gradient's random first guess, 0 to start from zero
     :param cg_residual_tol: squared residual at which the conjugate gradient stops, 0 to take all its steps
+    :param engine: tier to act and learn on: ``"native"``, ``"numpy"``, ``"torch"``; ``"auto"`` takes the fastest that knows
+        the policy
+    :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest
     """
 
     _file_mark: ClassVar[str] = "cg_max_steps"
+    _replaced: ClassVar[tuple[str, ...]] = (*OnPolicy._replaced, "_step_policy")
 
     def __init__(
         self,
@@ -185,6 +194,8 @@ class TRPO(OnPolicy):
         cg_residual_tol: float = 1e-10,
         value_target: ValueTarget = "td_lambda",
         reset_on_rollout: bool = False,
+        engine: EngineName = "auto",
+        n_threads: int | None = None,
     ) -> None:
         super().__init__(
             policy,
@@ -208,6 +219,8 @@ class TRPO(OnPolicy):
             device=device,
             value_target=value_target,
             reset_on_rollout=reset_on_rollout,
+            engine=engine,
+            n_threads=n_threads,
         )
         self._check_rollout_size(batch_size, bool(normalize_advantage))
         self.batch_size = batch_size
@@ -241,76 +254,123 @@ class TRPO(OnPolicy):
         self._warn_if_constant()
         self.policy.set_training_mode(True)
         vf_lr, _ = self._learning_rates()
-        rollout = subsample(next(iter(self.rollout_buffer.get(batch_size=None))), self.sub_sampling_factor)
+        bound = self._tier().bound
+        if bound is None:
+            region: TrustRegion | engine.TrustRegion = TrustRegion(self)
+        else:
+            bound.adam.begin()
+            rollout = flattened(self.rollout_buffer, bound.observations)
+            region = self._on_engine(bound, rollout)
 
-        objective, kl, accepted, critic = self._step_policy(rollout)
-        value_losses = []
+        objective, kl, accepted = self._step_policy(region)
+        value_losses: list[Any] = []
         for _ in range(self.n_critic_updates):
+            if bound is not None:
+                value_losses += [
+                    policy_gradient.value_step(bound, rows, math.inf, math.inf, vf_lr)
+                    for rows in policy_gradient.batches(rollout, self.batch_size)
+                ]
+                continue
             for batch in self.rollout_buffer.get(self.batch_size):
                 value_loss = F.mse_loss(batch.returns, self.policy.predict_values(batch.observations).flatten())
-                self._descend(value_loss, (critic, vf_lr))
+                self._descend(value_loss, (region.critic, vf_lr))  # type: ignore[union-attr]
                 value_losses.append(value_loss.detach())
 
         self._n_updates += 1
-        self.logger.record("train/policy_objective", objective.item())
+        self.logger.record("train/policy_objective", objective)
         if value_losses:
-            self.logger.record("train/value_loss", th.stack(value_losses).mean().item())
-        self.logger.record("train/kl_divergence_loss", kl.item())
+            self.logger.record("train/value_loss", th.tensor([float(x) for x in value_losses]).mean().item())
+        self.logger.record("train/kl_divergence_loss", kl)
         self.logger.record("train/is_line_search_success", float(accepted))
         self._record_policy(explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()))
 
-    def _step_policy(self, rollout: RolloutBufferSamples) -> tuple[th.Tensor, th.Tensor, bool, list[Parameter]]:
+    def _on_engine(self, networks: ActorCritic, rollout: Rollout) -> engine.TrustRegion:
+        """Let the engine compute eqs. (1)-(3): the same numbers without torch."""
+        order = np.random.permutation(len(rollout.actions))
+        if self.normalize_advantage == "batch":
+            rollout = rollout._replace(advantages=policy_gradient.normalized(rollout.advantages, unbiased=False))
+        rows = Rollout(*(np.ascontiguousarray(part[order[:: self.sub_sampling_factor]]) for part in rollout))
+        if self.normalize_advantage in (True, "minibatch"):
+            rows = rows._replace(advantages=policy_gradient.normalized(rows.advantages))
+        return engine.TrustRegion(networks, rows, self.kl_reduction == "mean")
+
+    def _step_policy(self, region: Any) -> tuple[float, float, bool]:
         """Move the actor by (5) or leave it where it was.
 
-        :return: the surrogate (1) and divergence (2) reached, whether the step was taken, and the critic's parameters
+        :param region: :class:`TrustRegion`, or the engine's
+        :return: the surrogate (1) and divergence (2) reached, and whether the step was taken
         """
-        actions = flat_actions(rollout.actions, self.action_space)
-        if self.normalize_advantage == "batch":
-            rollout = self._normalized_by_batch(rollout)
-        advantages = rollout.advantages
-        if self.normalize_advantage in (True, "minibatch"):
-            advantages = functional.normalize(advantages)
 
-        def evaluate(old_distribution: Distribution) -> tuple[th.Tensor, th.Tensor]:
-            distribution = self.policy.get_distribution(rollout.observations)
-            objective = surrogate(distribution.log_prob(actions), rollout.old_log_prob, advantages)
-            return objective, mean_kl(distribution, old_distribution, self.kl_reduction)
+        def product(vector: Any) -> Any:  # eq. (3)
+            return region.fisher_product(vector) + self.cg_damping * vector
+
+        guess = region.guess(self.cg_init_std)
+        direction = conjugate_gradient(  # eq. (4)
+            product, region.gradient, guess, self.cg_max_steps, self.cg_residual_tol
+        )
+        curvature = float(direction.dot(product(direction)))
+        if not curvature > 0.0:  # a zero gradient has no direction
+            return region.objective, 0.0, False
+
+        step = math.sqrt(2.0 * self.target_kl / curvature) * direction
+        for j in range(1 if self.natural_gradient else self.line_search_max_iter):
+            objective, kl = region.evaluate(region.parameters + self.line_search_shrinking_factor**j * step)  # eq. (5)
+            if self.natural_gradient or (kl < self.target_kl and objective > region.objective):
+                return objective, kl, True
+        region.restore()
+        return region.objective, 0.0, False
+
+
+class TrustRegion:
+    """Surrogate (1) and divergence (2) around the current actor of ``model``, over flat vectors of its parameters, (P,)."""
+
+    def __init__(self, model: TRPO) -> None:
+        self.policy, self.kl_reduction = model.policy, model.kl_reduction
+        rollout = next(iter(model.rollout_buffer.get(batch_size=None)))
+        if model.normalize_advantage == "batch":
+            rollout = model._normalized_by_batch(rollout)
+        self.rollout = subsample(rollout, model.sub_sampling_factor)
+        self.actions = flat_actions(self.rollout.actions, model.action_space)
+        self.advantages = self.rollout.advantages
+        if model.normalize_advantage in (True, "minibatch"):
+            self.advantages = functional.normalize(self.advantages)
 
         with th.no_grad():
             # Policies hand out one distribution object and refill it.
-            old_distribution = copy.copy(self.policy.get_distribution(rollout.observations))
-        old_objective, kl = evaluate(old_distribution)
-
+            self.old_distribution = copy.copy(self.policy.get_distribution(self.rollout.observations))
+        objective, kl = self._losses()
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         kl_gradients = th.autograd.grad(kl, parameters, create_graph=True, allow_unused=True)
         pairs = list(zip(parameters, kl_gradients, strict=True))
-        actor, critic = [p for p, g in pairs if g is not None], [p for p, g in pairs if g is None]
-        kl_gradient = _flat([g for g in kl_gradients if g is not None])
-        gradient = _flat(th.autograd.grad(old_objective, actor, retain_graph=True))
+        self.actor, self.critic = [p for p, g in pairs if g is not None], [p for p, g in pairs if g is None]
+        self._kl_gradient = _flat([g for g in kl_gradients if g is not None])
+        self.gradient = _flat(th.autograd.grad(objective, self.actor, retain_graph=True))
+        self.objective = objective.item()
+        self.parameters = _flat([p.detach() for p in self.actor])
 
-        def fisher_product(vector: th.Tensor) -> th.Tensor:  # eq. (3)
-            products = th.autograd.grad(kl_gradient.dot(vector), actor, retain_graph=True)
-            return _flat(products) + self.cg_damping * vector
+    def _losses(self) -> tuple[th.Tensor, th.Tensor]:
+        distribution = self.policy.get_distribution(self.rollout.observations)
+        objective = surrogate(distribution.log_prob(self.actions), self.rollout.old_log_prob, self.advantages)
+        return objective, mean_kl(distribution, self.old_distribution, self.kl_reduction)
 
-        guess = self.cg_init_std * th.randn_like(gradient) if self.cg_init_std else th.zeros_like(gradient)
-        direction = conjugate_gradient(  # eq. (4)
-            fisher_product, gradient, guess, self.cg_max_steps, self.cg_residual_tol
-        )
-        curvature = direction.dot(fisher_product(direction)).item()
-        old_objective, kl = old_objective.detach(), kl.detach()
-        if not curvature > 0.0:  # a zero gradient has no direction
-            return old_objective, kl, False, critic
+    def guess(self, deviation: float) -> th.Tensor:
+        """Where the conjugate gradient starts."""
+        return deviation * th.randn_like(self.gradient) if deviation else th.zeros_like(self.gradient)
 
-        step = math.sqrt(2.0 * self.target_kl / curvature) * direction
-        old_parameters = _flat([p.detach() for p in actor])
+    def fisher_product(self, vector: th.Tensor) -> th.Tensor:
+        """Multiply by the divergence's Hessian at the current parameters, by differentiating twice."""
+        return _flat(th.autograd.grad(self._kl_gradient.dot(vector), self.actor, retain_graph=True))
+
+    def evaluate(self, parameters: th.Tensor) -> tuple[float, float]:
+        """Move the actor; return surrogate and divergence there."""
+        _assign(parameters, self.actor)
         with th.no_grad():
-            for j in range(1 if self.natural_gradient else self.line_search_max_iter):
-                _assign(old_parameters + self.line_search_shrinking_factor**j * step, actor)  # eq. (5)
-                objective, kl = evaluate(old_distribution)
-                if self.natural_gradient or (kl < self.target_kl and objective > old_objective):
-                    return objective, kl, True, critic
-            _assign(old_parameters, actor)
-        return old_objective, th.zeros_like(kl), False, critic
+            objective, kl = self._losses()
+        return objective.item(), kl.item()
+
+    def restore(self) -> None:
+        """Move the actor back."""
+        _assign(self.parameters, self.actor)
 
 
 def subsample(rollout: RolloutBufferSamples, factor: int) -> RolloutBufferSamples:
@@ -326,5 +386,6 @@ def _flat(tensors: Sequence[th.Tensor]) -> th.Tensor:
 
 def _assign(vector: th.Tensor, parameters: Sequence[Parameter]) -> None:
     """Write the flat ``vector`` into ``parameters``' own memory."""
-    for parameter, part in zip(parameters, th.split(vector, [p.numel() for p in parameters]), strict=True):
-        parameter.copy_(part.view_as(parameter))
+    with th.no_grad():
+        for parameter, part in zip(parameters, th.split(vector, [p.numel() for p in parameters]), strict=True):
+            parameter.copy_(part.view_as(parameter))

@@ -35,6 +35,10 @@ from spinup_plugins.algorithms.on_policy import (
     flat_actions,
     split,
 )
+from spinup_plugins.engine import policy_gradient
+from spinup_plugins.engine.actor_critic import ActorCritic, flattened
+from spinup_plugins.engine.policy_gradient import PolicyStep
+from spinup_plugins.engine.tiers import EngineName
 from spinup_plugins.errors import ConfigError
 
 __all__ = ["SPINNING_UP", "VPG", "Horizon", "Phi", "policy_loss", "value_loss"]
@@ -95,10 +99,14 @@ class VPG(OnPolicy):
     :param verbose: 0 silent, 1 information, 2 debugging
     :param seed: seed of every random generator
     :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``
+    :param engine: tier to act and learn on: ``"native"``, ``"numpy"``, ``"torch"``; ``"auto"`` takes the fastest that knows
+        the policy
+    :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest
     :raises ConfigError: on values out of range, or Φ = R(τ) over trajectories whose beginning is not in the rollout
     """
 
     _file_mark: ClassVar[str] = "phi"
+    _replaced: ClassVar[tuple[str, ...]] = (*OnPolicy._replaced, "_step")
 
     def __init__(
         self,
@@ -131,6 +139,8 @@ class VPG(OnPolicy):
         *,
         value_target: ValueTarget = "rewards_to_go",
         reset_on_rollout: bool = True,
+        engine: EngineName = "auto",
+        n_threads: int | None = None,
     ) -> None:
         super().__init__(
             policy,
@@ -155,6 +165,8 @@ class VPG(OnPolicy):
             vf_lr=vf_lr,
             value_target=value_target,
             reset_on_rollout=reset_on_rollout,
+            engine=engine,
+            n_threads=n_threads,
         )
         self.phi = phi
         self.horizon = horizon
@@ -192,7 +204,7 @@ class VPG(OnPolicy):
         elif self.phi == "total_return":
             phi = functional.total_returns(rewards, ends, last, self.gamma)
         else:
-            phi = functional.rewards_to_go(rewards, ends, last, self.gamma)
+            phi = self._rewards_to_go(rollout_buffer, last_values, dones)
         rollout_buffer.advantages = phi - values if self.phi == "reward_to_go_baseline" else phi
 
     def train(self) -> None:
@@ -202,6 +214,21 @@ class VPG(OnPolicy):
         pi_lr, vf_lr = self._learning_rates()
         explained = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
 
+        bound = self._tier().bound
+        step, losses_v = self._step(pi_lr, vf_lr) if bound is None else self._step_on_engine(bound, pi_lr, vf_lr)
+
+        self._n_updates += 1
+        self.logger.record("train/policy_gradient_loss", step.loss)
+        self.logger.record("train/delta_policy_loss", step.new_loss - step.loss)
+        self.logger.record("train/entropy_loss", -step.entropy)
+        self.logger.record("train/approx_kl", step.approx_kl)
+        if losses_v:
+            self.logger.record("train/value_loss", float(losses_v[0]))
+            self.logger.record("train/delta_value_loss", float(losses_v[-1] - losses_v[0]))
+        self._record_policy(explained)
+
+    def _step(self, pi_lr: float, vf_lr: float) -> tuple[PolicyStep, list[th.Tensor]]:
+        """Take the steps; return what the policy's did, and the value losses before each of the critic's."""
         rollout = next(iter(self.rollout_buffer.get(batch_size=None)))
         actions = flat_actions(rollout.actions, self.action_space)
         phi = rollout.advantages
@@ -225,16 +252,29 @@ class VPG(OnPolicy):
                 loss_v = value_loss(self.policy.predict_values(batch.observations).flatten(), batch.returns)
                 self._descend(loss_v, (critic, vf_lr), max_grad_norm=self.max_grad_norm)
                 losses_v.append(loss_v.detach())
+        step = PolicyStep(
+            loss=loss_pi.item(),
+            new_loss=policy_loss(new_log_prob, phi).item(),
+            entropy=entropy_mean.item(),
+            approx_kl=functional.approx_kl_k1(new_log_prob, log_prob).item(),
+        )
+        return step, losses_v
 
-        self._n_updates += 1
-        self.logger.record("train/policy_gradient_loss", loss_pi.item())
-        self.logger.record("train/delta_policy_loss", (policy_loss(new_log_prob, phi) - loss_pi).item())
-        self.logger.record("train/entropy_loss", -entropy_mean.item())
-        self.logger.record("train/approx_kl", functional.approx_kl_k1(new_log_prob, log_prob).item())
-        if losses_v:
-            self.logger.record("train/value_loss", losses_v[0].item())
-            self.logger.record("train/delta_value_loss", (losses_v[-1] - losses_v[0]).item())
-        self._record_policy(explained)
+    def _step_on_engine(self, networks: ActorCritic, pi_lr: float, vf_lr: float) -> tuple[PolicyStep, list[float]]:
+        """Do the same without torch."""
+        networks.adam.begin()
+        rollout = flattened(self.rollout_buffer, networks.observations)
+        phi = rollout.advantages
+        if self.normalize_advantage:
+            phi = policy_gradient.normalized(phi, unbiased=False)
+        list(policy_gradient.batches(rollout, None))  # the order that torch draws and a whole batch does not need
+        step = policy_gradient.policy_step(networks, rollout, phi, self.ent_coef, self.max_grad_norm, pi_lr)
+        losses_v = [
+            policy_gradient.value_step(networks, batch, inf, self.max_grad_norm, vf_lr)
+            for _ in range(self.train_v_iters)
+            for batch in policy_gradient.batches(rollout, self.batch_size)
+        ]
+        return step, losses_v
 
 
 def _with_defaults(policy_kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""Observations as rows of floats, as Stable-Baselines3's ``preprocess_obs`` and ``FlattenExtractor`` make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+
+from spinup_plugins.engine.networks import Floats, Unsupported
+
+__all__ = ["Observations"]
+
+
+class Observations:
+    """Turns observations of a space into network input.
+
+    :param space: the policy's observation space
+    :param normalize_images: whether the policy divides images by 255
+    :raises Unsupported: for dictionaries and images
+    """
+
+    def __init__(self, space: spaces.Space[Any], normalize_images: bool) -> None:
+        if isinstance(space, spaces.Box) and is_image_space(space) and normalize_images:
+            raise Unsupported("images")
+        if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+            raise Unsupported(f"observations of a {type(space).__name__} space")
+        if isinstance(space, spaces.MultiDiscrete) and len(space.nvec.shape) > 1:
+            raise Unsupported("observations of a MultiDiscrete space of several axes")
+        self.space = space
+        self.size = get_flattened_obs_dim(space)  #: width of a row
+        self.rows: Callable[[Any], Floats] = (
+            self._one_hot if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) else self._flat
+        )
+        self._nvec = space.nvec if isinstance(space, spaces.MultiDiscrete) else None
+
+    def _flat(self, observations: Any) -> Floats:
+        return np.ascontiguousarray(observations, dtype=np.float32).reshape(-1, self.size)
+
+    def _one_hot(self, observations: Any) -> Floats:
+        if self._nvec is None:
+            choices = np.asarray(observations, dtype=np.int64).reshape(-1, 1)
+            starts = np.zeros(1, dtype=np.int64)
+        else:
+            choices = np.asarray(observations, dtype=np.int64).reshape(-1, len(self._nvec))
+            starts = np.concatenate([[0], np.cumsum(self._nvec[:-1])])
+        rows = np.zeros((len(choices), self.size), dtype=np.float32)
+        np.put_along_axis(rows, choices + starts, np.float32(1.0), axis=1)
+        return rows
+
+    def batch(self, observation: Any) -> tuple[Floats, bool] | None:
+        """Return rows for one observation or several, and whether it was several; ``None`` for what is neither.
+
+        :param observation: an array of the space's shape, or with one more axis in front
+        """
+        if not isinstance(observation, np.ndarray) or observation.dtype == object:
+            return None
+        shape = self.space.shape
+        if observation.shape == shape:
+            return self.rows(observation), False
+        if observation.shape[1:] == shape and len(observation) and observation.ndim == len(shape or ()) + 1:
+            return self.rows(observation), True
+        return None
