@@ -19,7 +19,6 @@ from stable_baselines3.common.envs import (
     IdentityEnvMultiDiscrete,
 )
 from stable_baselines3.common.noise import NormalActionNoise
-
 from tiers import TIERS, gap
 
 from spinup_plugins import DDPG, PPO, SAC, TD3, TRPO

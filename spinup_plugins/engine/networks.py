@@ -84,6 +84,7 @@ class Tape:
         ]
         self.output: Floats = self.outputs[-1]
         self.x: Floats = np.zeros((batch, shape.sizes[0]), dtype=np.float32)  #: the last pass's input
+        self.ones: Floats = np.ones(batch, dtype=np.float32)  #: sums over rows are products with it
         widest = max(shape.sizes[0], *widths)
         #: two gradients in flight, (B, widest) each, one after the other
         self.scratch: Floats = _aligned(2 * padded(batch * widest))

@@ -38,7 +38,7 @@ __all__ = [
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 NAME = "numpy"
-ZERO = np.zeros((), dtype=np.float32)
+ZERO, ONE = np.zeros((), dtype=np.float32), np.ones((), dtype=np.float32)
 
 
 # --- perceptrons -----------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def mlp_forward(mlp: MLP, tape: Tape, x: Floats) -> Floats:
         if code == 1:
             np.tanh(out, out)
         elif code == 2:
-            np.maximum(out, ZERO, out)
+            np.maximum(out, ZERO, out=out)
         elif code:
             _activate(code, out)
         y = out
@@ -88,7 +88,7 @@ def mlp_backward(mlp: MLP, tape: Tape, grad_out: Floats, grad_x: Floats | None =
         parts = np.split(g, len(mlp.grads[index]), axis=1) if len(mlp.grads[index]) > 1 else [g]
         for (weight, bias), part in zip(mlp.grads[index], parts, strict=True):
             np.matmul(y.T, part, out=weight)
-            part.sum(axis=0, out=bias)
+            np.dot(tape.ones, part, bias)  # a sum over rows, at a third of the cost of ``sum``
         if index > 0:
             g = _step_back(mlp, tape, index, g, parts)
         elif grad_x is not None:
@@ -185,8 +185,8 @@ def _step_back(mlp: MLP, tape: Tape, index: int, g: Floats, parts: list[Floats])
         np.multiply(back, y > 0.0, out=back)
     elif code == 1:
         square = np.multiply(y, y)
-        np.subtract(1.0, square, out=square)
-        back *= square
+        np.subtract(ONE, square, square)
+        np.multiply(back, square, back)
     elif code:
         back *= _derivative(code, y)
     return back
@@ -442,22 +442,27 @@ def surrogate(
     """
     batch = len(log_prob)
     if normalize and batch > 1:
-        centred = advantages - np.float32(advantages.mean())
+        centred = advantages - np.float32(np.add.reduce(advantages) / batch)
         deviation = math.sqrt(float(np.dot(centred, centred)) / (batch - 1))
-        advantages = centred / np.float32(deviation + 1e-8)
+        advantages = np.multiply(centred, np.float32(1.0 / (deviation + 1e-8)), centred)
     log_ratio = log_prob - old_log_prob
     ratio = np.exp(log_ratio)
-    gain = ratio * advantages
-    k1 = -float(log_ratio.sum()) / batch
-    k3 = float((ratio - 1.0 - log_ratio).sum()) / batch
+    k1 = -float(np.add.reduce(log_ratio)) / batch
+    deviation = np.subtract(ratio, ONE)
+    k3 = float(np.add.reduce(deviation)) / batch + k1
+    gain = np.multiply(ratio, advantages, ratio)
+    np.multiply(gain, np.float32(-1.0 / batch), grad_log_prob)
     if clip_range == math.inf:
-        np.multiply(gain, np.float32(-1.0 / batch), out=grad_log_prob)
-        return -float(gain.sum()) / batch, k3, k1, 0.0
-    clipped = np.minimum(np.maximum(ratio, np.float32(1 - clip_range)), np.float32(1 + clip_range)) * advantages
-    np.multiply(gain, np.float32(-1.0 / batch), out=grad_log_prob)
-    grad_log_prob *= gain <= clipped
-    outside = float(np.count_nonzero(np.abs(ratio - np.float32(1.0)) > np.float32(clip_range))) / batch
-    return -float(np.minimum(gain, clipped).sum()) / batch, k3, k1, outside
+        return -float(np.add.reduce(gain)) / batch, k3, k1, 0.0
+    np.abs(deviation, log_ratio)
+    outside = log_ratio > np.float32(clip_range)
+    count = np.count_nonzero(outside)
+    if count:  # else both sides of the minimum are the same
+        ratio = deviation + ONE
+        clipped = np.minimum(np.maximum(ratio, np.float32(1 - clip_range)), np.float32(1 + clip_range)) * advantages
+        grad_log_prob *= gain <= clipped
+        gain = np.minimum(gain, clipped)
+    return -float(np.add.reduce(gain)) / batch, k3, k1, count / batch
 
 
 def value_loss(
