@@ -22,6 +22,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
+from torch.utils._pytree import tree_map_only
+
 from spinup_plugins.atomic import replacing
 from spinup_plugins.engine.networks import Unsupported
 from spinup_plugins.engine.numpy_ops import finite
@@ -39,7 +41,7 @@ from spinup_plugins.errors import (
     nearest,
 )
 
-__all__ = ["DropIn", "choice", "has_listeners", "has_reset_steps", "steps_taken"]
+__all__ = ["DropIn", "choice", "fused", "has_listeners", "has_reset_steps", "steps_taken"]
 
 #: smallest and largest sensible values of constructor arguments, wherever an algorithm has them
 RANGES: dict[str, tuple[float, float]] = {
@@ -74,6 +76,25 @@ def has_reset_steps(env: VecEnv) -> bool:
 def steps_taken(infos: Iterable[dict[str, Any]]) -> int:
     """Return how many environments took a step, rather than reset."""
     return sum(not info.get(RESET_STEP, False) for info in infos)
+
+
+@contextmanager
+def fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
+    """Let Adam step all parameters in one call, where it can; the optimiser's own options are as before afterwards."""
+    group = optimizer.param_groups[0]
+    able = type(optimizer) is th.optim.Adam and len(optimizer.param_groups) == 1 and group["fused"] is None
+    able = able and not group["foreach"] and not group["differentiable"] and not isinstance(group["lr"], th.Tensor)
+    for p in group["params"] if able else ():
+        moment = optimizer.state[p]["exp_avg"] if optimizer.state.get(p) else p
+        able = able and p.dtype == th.float32 and p.is_contiguous() and moment.is_contiguous() and not p.is_meta
+    if not able:
+        yield
+        return
+    group["fused"] = True
+    try:
+        yield
+    finally:
+        group["fused"] = None
 
 
 def has_listeners(callback: BaseCallback) -> bool:
@@ -296,6 +317,15 @@ class DropIn(BaseAlgorithm):
     def _adopt(cls, saved: dict[str, Any]) -> dict[str, Any]:
         """Arguments under which a counterpart's file goes on training as it did there."""
         return {}
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """Return the state dicts of networks and optimisers by name; also what a file holds.
+
+        Where the engine keeps weights transposed, these are copies in torch's usual order: some of torch's own kernels,
+        fused Adam's for one, take a parameter and its moments for equally ordered without looking.
+        """
+        found: dict[str, dict[str, Any]] = tree_map_only(th.Tensor, th.Tensor.contiguous, super().get_parameters())
+        return found
 
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"

@@ -22,6 +22,8 @@ from stable_baselines3.td3.policies import Actor, CnnPolicy, MlpPolicy, MultiInp
 
 from spinup_plugins.algorithms import functional
 from spinup_plugins.algorithms.off_policy import Batch, NoiseUnits, OffPolicy, descend
+from spinup_plugins.engine.q_learning import DeterministicActorCritic
+from spinup_plugins.engine.tiers import EngineName
 
 __all__ = ["DDPG", "SPINNING_UP"]
 
@@ -67,6 +69,9 @@ class DDPG(OffPolicy):
     :param compact_replay: store each observation once, and 64-bit ones in single precision where samples stay SB3's
     :param overlap: take gradient steps while the environments step, which pays where they step in processes of their own;
         minibatches then lack the newest transition
+    :param engine: tier to act and learn on: ``"native"``, ``"numpy"``, ``"torch"``; ``"auto"`` takes the fastest that knows
+        the policy
+    :param n_threads: threads to compute with; ``None`` chooses at the start of ``learn``
     """
 
     _file_mark: ClassVar[str] = "train_freq"
@@ -111,6 +116,8 @@ class DDPG(OffPolicy):
         noise_units: NoiseUnits = "normalized",
         compact_replay: bool = True,
         overlap: bool = False,
+        engine: EngineName = "auto",
+        n_threads: int | None = None,
     ) -> None:
         super().__init__(
             policy,
@@ -140,6 +147,8 @@ class DDPG(OffPolicy):
             noise_units=noise_units,
             compact_replay=compact_replay,
             overlap=overlap,
+            engine=engine,
+            n_threads=n_threads,
         )
         if _init_setup_model:
             self._setup_model()
@@ -157,16 +166,25 @@ class DDPG(OffPolicy):
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Take ``gradient_steps`` steps of (1)-(4), each on a fresh minibatch."""
-        self.policy.set_training_mode(True)
         self._update_learning_rates()
-        losses = [self._update(self._sample(batch_size)) for _ in range(gradient_steps)]
+        networks: DeterministicActorCritic | None = self._tier().bound
+        critic_losses: list[Any] = []
+        actor_losses: list[Any] = []
+        if networks is None:
+            self.policy.set_training_mode(True)
+        else:
+            networks.begin()
+        for _ in range(gradient_steps):
+            if networks is None:
+                critic_loss, actor_loss = self._update(self._sample(batch_size))
+            else:
+                transitions = self._transitions(batch_size, networks.observations)
+                critic_loss, actor_loss = networks.update_critic(transitions), networks.update_actor(transitions, self.tau)
+            critic_losses.append(critic_loss)
+            actor_losses.append(actor_loss)
 
         self._n_updates += gradient_steps
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if losses:
-            critic_losses, actor_losses = zip(*losses, strict=True)
-            self.logger.record("train/actor_loss", th.stack(actor_losses).mean().item())
-            self.logger.record("train/critic_loss", th.stack(critic_losses).mean().item())
+        self._record_means({"actor_loss": actor_losses, "critic_loss": critic_losses})
 
     def _update(self, batch: Batch) -> tuple[th.Tensor, th.Tensor]:
         """One gradient step of critic and actor; returns their detached losses."""
@@ -185,3 +203,9 @@ class DDPG(OffPolicy):
         self._update_target("critic")  # eq. (4)
         self._update_target("actor")
         return loss_q.detach(), loss_pi.detach()
+
+    _replaced: ClassVar[tuple[str, ...]] = (*OffPolicy._replaced, "_update")
+
+    def _bind(self, ops: Any) -> DeterministicActorCritic:
+        self._check_methods()
+        return DeterministicActorCritic(self.policy, ops)

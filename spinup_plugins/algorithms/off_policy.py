@@ -1,7 +1,7 @@
 """What DDPG, TD3 and SAC share: batches, learning rates, exploration noise, and when gradient steps begin."""
 
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch as th
@@ -29,8 +29,12 @@ from stable_baselines3.common.utils import (
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from spinup_plugins.algorithms.common import DropIn, choice, has_reset_steps, steps_taken
+from spinup_plugins.algorithms.common import DropIn, choice, fused, has_listeners, has_reset_steps, steps_taken
+from spinup_plugins.engine.networks import Unsupported
+from spinup_plugins.engine.observations import Observations
+from spinup_plugins.engine.q_learning import Transitions
 from spinup_plugins.engine.replay import COUNTERPARTS, RESET_STEP, CompactReplayBuffer
+from spinup_plugins.engine.tiers import EngineName
 from spinup_plugins.errors import ConfigError
 
 __all__ = ["Batch", "NoiseUnits", "OffPolicy", "descend"]
@@ -56,7 +60,8 @@ def descend(optimizer: th.optim.Optimizer, loss: th.Tensor) -> None:
     optimizer.zero_grad()
     owned = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=owned)  # type: ignore[no-untyped-call]
-    optimizer.step()
+    with fused(optimizer):
+        optimizer.step()
 
 
 class OffPolicy(DropIn, OffPolicyAlgorithm):
@@ -69,6 +74,8 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
     :param compact_replay: store each observation once, and 64-bit ones in single precision where samples stay SB3's
     :param overlap: take gradient steps while the environments step, which pays where they step in processes of their own;
         minibatches then lack the newest transition
+    :param engine: tier to act and learn on
+    :param n_threads: threads to compute with
     """
 
     action_noise: ActionNoise | float | None  # type: ignore[assignment]  # a float until _setup_model
@@ -84,6 +91,8 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         noise_units: NoiseUnits = "normalized",
         compact_replay: bool = True,
         overlap: bool = False,
+        engine: EngineName = "auto",
+        n_threads: int | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs |= {"supported_action_spaces": (spaces.Box,), "support_multi_env": True}
@@ -95,6 +104,8 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         self.noise_units = noise_units
         self.compact_replay = compact_replay
         self.overlap = overlap
+        self.engine = engine
+        self.n_threads = n_threads
 
     def _setup_model(self) -> None:
         self._check_ranges()
@@ -114,6 +125,17 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         self.q_lr_schedule = self.lr_schedule if self.q_lr is None else FloatSchedule(self.q_lr)
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target  # type: ignore[assignment]
         self._track_batch_norm("critic")
+
+    #: methods that the engine stands in for; where a subclass has its own, torch runs them
+    _replaced: ClassVar[tuple[str, ...]] = ("train", "_sample", "_update_target", "_update_learning_rates")
+
+    def _check_methods(self) -> None:
+        """Raise :class:`Unsupported` for a subclass that the engine would bypass."""
+        cls = type(self)
+        ours = next(base for base in cls.__mro__ if base.__module__.startswith("spinup_plugins.algorithms."))
+        for name in self._replaced:
+            if getattr(cls, name) is not getattr(ours, name):
+                raise Unsupported(f"{cls.__name__}, which has its own {name}()")
 
     def _check_overlap(self) -> None:
         """Refuse what cannot be done while the environments step."""
@@ -189,6 +211,30 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
             data.dones.flatten(),
             self.gamma if data.discounts is None else data.discounts.flatten(),
         )
+
+    def _transitions(self, batch_size: int, observations: Observations) -> Transitions:
+        """Draw the same minibatch for the engine.
+
+        :param observations: turns observations into what the networks read
+        """
+        assert self.replay_buffer is not None, "set by _setup_model"
+        data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        return Transitions(
+            observations.rows(data.observations.numpy()),
+            data.actions.numpy(),
+            data.rewards.numpy().reshape(-1),
+            observations.rows(data.next_observations.numpy()),
+            data.dones.numpy().reshape(-1),
+            self.gamma if data.discounts is None else data.discounts.numpy().reshape(-1),
+        )
+
+    def _record_means(self, metrics: dict[str, list[Any]]) -> None:
+        """Log the mean over gradient steps of tensors or numbers, and how many steps were taken."""
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for key, values in metrics.items():
+            if values:
+                mean = th.stack(values).mean().item() if isinstance(values[0], th.Tensor) else sum(values) / len(values)
+                self.logger.record(f"train/{key}", mean)
 
     def _store_transition(
         self,
@@ -277,7 +323,8 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         :param log_interval: episodes between two log writes
         :return: steps over all environments, episodes, and whether training goes on
         """
-        self.policy.set_training_mode(False)
+        if self._tier().bound is None:
+            self.policy.set_training_mode(False)
         num_collected_steps, num_collected_episodes, continue_training = 0, 0, True
         assert train_freq.frequency > 0, "Should at least collect one step or episode."
         if env.num_envs > 1:
@@ -285,7 +332,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         if self.use_sde:
             self.actor.reset_noise(env.num_envs)  # type: ignore[operator]
 
-        resets_apart = has_reset_steps(env)
+        resets_apart, listening = has_reset_steps(env), has_listeners(callback)
         callback.on_rollout_start()
         while should_collect_more_steps(train_freq, num_collected_steps, num_collected_episodes):
             if self.use_sde and self.sde_sample_freq > 0 and num_collected_steps % self.sde_sample_freq == 0:
@@ -303,9 +350,10 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
             self.num_timesteps += steps_taken(infos) if resets_apart else env.num_envs
             num_collected_steps += 1
 
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training=False)
+            if listening:
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training=False)
 
             self._update_info_buffer(infos, dones)
             self._store_transition(replay_buffer, buffer_actions, new_obs, rewards, dones, infos)

@@ -25,7 +25,7 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from spinup_plugins.algorithms import functional
-from spinup_plugins.algorithms.common import DropIn, choice, has_listeners, has_reset_steps, steps_taken
+from spinup_plugins.algorithms.common import DropIn, choice, fused, has_listeners, has_reset_steps, steps_taken
 from spinup_plugins.engine.actor_critic import ActorCritic
 from spinup_plugins.engine.networks import Unsupported
 from spinup_plugins.engine.replay import RESET_STEP
@@ -126,7 +126,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         for name in self._replaced:
             if getattr(cls, name) is not getattr(ours, name):
                 raise Unsupported(f"{cls.__name__}, which has its own {name}()")
-        if type(self.rollout_buffer) is not RolloutBuffer:
+        if type(self.rollout_buffer) not in (RolloutBuffer, DictRolloutBuffer):
             raise Unsupported(f"a rollout buffer of class {type(self.rollout_buffer).__name__}")
         return ActorCritic(self.policy, ops)
 
@@ -198,7 +198,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
             else:
                 actions, values, log_probs = bound.act(self._last_obs)
                 if listening:
-                    obs_tensor, actions_tensor = th.as_tensor(self._last_obs), th.from_numpy(actions)
+                    obs_tensor, actions_tensor = obs_as_tensor(self._last_obs, self.device), th.from_numpy(actions)  # type: ignore[arg-type]
                     values, log_probs = th.from_numpy(values)[:, None], th.from_numpy(log_probs)
             clipped_actions = self._to_env(actions)
 
@@ -256,7 +256,9 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
             if info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None:
                 self._check_final(info["terminal_observation"], index)
                 if self._tier().bound is not None:
-                    value = self._values(np.asarray(info["terminal_observation"])[None])
+                    final = info["terminal_observation"]
+                    several = {k: np.asarray(v)[None] for k, v in final.items()} if isinstance(final, dict) else None
+                    value = self._values(np.asarray(final)[None] if several is None else several)
                 else:
                     final_obs = self.policy.obs_to_tensor(info["terminal_observation"])[0]
                     with th.no_grad():
@@ -322,16 +324,22 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         optimizer.zero_grad()
         owned = [p for group, _ in steps for p in group]
         loss.backward(inputs=owned)  # type: ignore[no-untyped-call]
-        clip_grad_norm_(owned, max_grad_norm)
+        if max_grad_norm != inf:
+            clip_grad_norm_(owned, max_grad_norm)
+        if len(steps) == 1:
+            update_learning_rate(optimizer, steps[0][1])
+            with fused(optimizer):
+                optimizer.step()
+            return
         gradients = [[p.grad for p in group] for group, _ in steps]
-        for group, _ in steps:
-            for p in group:
-                p.grad = None
+        for p in owned:
+            p.grad = None
         for (group, learning_rate), group_gradients in zip(steps, gradients, strict=True):
             update_learning_rate(optimizer, learning_rate)
             for p, gradient in zip(group, group_gradients, strict=True):
                 p.grad = gradient
-            optimizer.step()
+            with fused(optimizer):
+                optimizer.step()
             for p in group:
                 p.grad = None
 
@@ -389,14 +397,16 @@ class Rows:
 
     def __init__(self, rollout_buffer: RolloutBuffer) -> None:
         self.buffer = buffer = rollout_buffer
-        self.observation_shape = buffer.observations.shape[1:]
+        observations: Any = buffer.observations
+        self.observations = {"": observations} if isinstance(observations, np.ndarray) else observations
         self.action_shape = buffer.actions.shape[1:]
 
     def add(self, observations: Any, actions: Any, rewards: Any, starts: Any, values: Any, log_probs: Any) -> None:
         """Store one step of every environment; shapes as :meth:`Columns.add` has them."""
         buffer = self.buffer
         row = buffer.pos
-        buffer.observations[row] = observations.reshape(self.observation_shape)
+        for key, part in self.observations.items():
+            part[row] = (observations[key] if key else observations).reshape(part.shape[1:])
         buffer.actions[row] = actions.reshape(self.action_shape)
         buffer.rewards[row] = rewards
         buffer.episode_starts[row] = starts

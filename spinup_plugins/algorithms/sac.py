@@ -25,6 +25,8 @@ from stable_baselines3.sac.policies import Actor, CnnPolicy, MlpPolicy, MultiInp
 from spinup_plugins.algorithms import functional
 from spinup_plugins.algorithms.common import choice
 from spinup_plugins.algorithms.off_policy import Batch, NoiseUnits, OffPolicy, descend
+from spinup_plugins.engine.q_learning import SoftActorCritic, Temperature
+from spinup_plugins.engine.tiers import EngineName
 from spinup_plugins.errors import ConfigError
 
 __all__ = ["SAC", "SPINNING_UP", "actor_loss", "temperature_loss"]
@@ -103,6 +105,9 @@ class SAC(OffPolicy):
     :param compact_replay: store each observation once, and 64-bit ones in single precision where samples stay SB3's
     :param overlap: take gradient steps while the environments step, which pays where they step in processes of their own;
         minibatches then lack the newest transition
+    :param engine: tier to act and learn on: ``"native"``, ``"numpy"``, ``"torch"``; ``"auto"`` takes the fastest that knows
+        the policy
+    :param n_threads: threads to compute with; ``None`` chooses at the start of ``learn``
     :param critic_loss_coef: c of eq. (3)
     :param tanh_correction: ``"epsilon"``: SB3's log(1 − a² + 1e-6) in log π; ``"exact"``: Spinning Up's identity
     """
@@ -154,6 +159,8 @@ class SAC(OffPolicy):
         noise_units: NoiseUnits = "normalized",
         compact_replay: bool = True,
         overlap: bool = False,
+        engine: EngineName = "auto",
+        n_threads: int | None = None,
         critic_loss_coef: float = 0.5,
         tanh_correction: TanhCorrection = "epsilon",
     ) -> None:
@@ -187,6 +194,8 @@ class SAC(OffPolicy):
             noise_units=noise_units,
             compact_replay=compact_replay,
             overlap=overlap,
+            engine=engine,
+            n_threads=n_threads,
         )
         self.ent_coef = ent_coef
         self.target_update_interval = target_update_interval
@@ -226,14 +235,15 @@ class SAC(OffPolicy):
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Take ``gradient_steps`` steps of (1)-(5), each on a fresh minibatch."""
-        self.policy.set_training_mode(True)
         self._update_learning_rates([] if self.ent_coef_optimizer is None else [self.ent_coef_optimizer])
-        metrics = [self._update(self._sample(batch_size), step) for step in range(gradient_steps)]
-
+        networks = self._tier().bound
+        if networks is None:
+            self.policy.set_training_mode(True)
+            metrics = [self._update(self._sample(batch_size), step) for step in range(gradient_steps)]
+        else:
+            metrics = self._update_by_engine(networks, gradient_steps, batch_size)
         self._n_updates += gradient_steps
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for key in metrics[0] if metrics else ():
-            self.logger.record(f"train/{key}", th.stack([m[key] for m in metrics]).mean().item())
+        self._record_means({key: [m[key] for m in metrics] for key in (metrics[0] if metrics else ())})
 
     def _update(self, batch: Batch, step: int) -> dict[str, th.Tensor]:
         """One gradient step of everything; returns detached scalars."""
@@ -281,6 +291,34 @@ class SAC(OffPolicy):
         mean, log_std, _ = self.actor.get_action_dist_params(observations)
         exact = self.tanh_correction == "exact"
         return functional.squashed_gaussian(mean, log_std, th.randn_like(mean), exact=exact)
+
+    _replaced: ClassVar[tuple[str, ...]] = (*OffPolicy._replaced, "_update", "_pi")
+
+    def _bind(self, ops: Any) -> SoftActorCritic:
+        self._check_methods()
+        Temperature.check(self.log_ent_coef, self.ent_coef_optimizer)
+        return SoftActorCritic(self.policy, ops)
+
+    def _update_by_engine(self, networks: SoftActorCritic, gradient_steps: int, batch_size: int) -> list[dict[str, Any]]:
+        """``_update`` on another tier than torch's."""
+        ent_coef: Temperature | float
+        if self.log_ent_coef is not None and self.ent_coef_optimizer is not None:
+            assert isinstance(self.target_entropy, float), "converted by _setup_model"
+            ent_coef = Temperature(networks.ops, self.log_ent_coef, self.ent_coef_optimizer, self.target_entropy)
+        else:
+            ent_coef = float(self.ent_coef_tensor)
+        networks.begin()
+        return [
+            networks.update(
+                self._transitions(batch_size, networks.observations),
+                networks.noise(batch_size),
+                ent_coef,
+                exact=self.tanh_correction == "exact",
+                critic_loss_coef=self.critic_loss_coef,
+                tau=self.tau if step % self.target_update_interval == 0 else None,
+            )
+            for step in range(gradient_steps)
+        ]
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_own_distribution"]

@@ -23,6 +23,8 @@ from stable_baselines3.td3.policies import Actor, CnnPolicy, MlpPolicy, MultiInp
 
 from spinup_plugins.algorithms import functional
 from spinup_plugins.algorithms.off_policy import Batch, NoiseUnits, OffPolicy, descend
+from spinup_plugins.engine.q_learning import DeterministicActorCritic
+from spinup_plugins.engine.tiers import EngineName
 
 __all__ = ["SPINNING_UP", "TD3", "smoothed_actions"]
 
@@ -87,6 +89,9 @@ class TD3(OffPolicy):
     :param compact_replay: store each observation once, and 64-bit ones in single precision where samples stay SB3's
     :param overlap: take gradient steps while the environments step, which pays where they step in processes of their own;
         minibatches then lack the newest transition
+    :param engine: tier to act and learn on: ``"native"``, ``"numpy"``, ``"torch"``; ``"auto"`` takes the fastest that knows
+        the policy
+    :param n_threads: threads to compute with; ``None`` chooses at the start of ``learn``
     """
 
     _file_mark: ClassVar[str] = "target_policy_noise"
@@ -133,6 +138,8 @@ class TD3(OffPolicy):
         noise_units: NoiseUnits = "normalized",
         compact_replay: bool = True,
         overlap: bool = False,
+        engine: EngineName = "auto",
+        n_threads: int | None = None,
     ) -> None:
         super().__init__(
             policy,
@@ -162,6 +169,8 @@ class TD3(OffPolicy):
             noise_units=noise_units,
             compact_replay=compact_replay,
             overlap=overlap,
+            engine=engine,
+            n_threads=n_threads,
         )
         self.policy_delay = policy_delay
         self.target_policy_noise = target_policy_noise
@@ -177,24 +186,35 @@ class TD3(OffPolicy):
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Take ``gradient_steps`` steps of (1)-(5), each on a fresh minibatch."""
-        self.policy.set_training_mode(True)
         self._update_learning_rates()
         unit = th.as_tensor(self._noise_unit(), dtype=th.float32, device=self.device)
         scale, clip = self.target_policy_noise / unit, self.target_noise_clip / unit
-        critic_losses, actor_losses = [], []
+        networks: DeterministicActorCritic | None = self._tier().bound
+        if networks is None:
+            self.policy.set_training_mode(True)
+        else:
+            networks.begin()
+            engine_scale, engine_clip = scale.numpy(), clip.numpy()
+        critic_losses: list[Any] = []
+        actor_losses: list[Any] = []
         for _ in range(gradient_steps):
             self._n_updates += 1
-            batch = self._sample(batch_size)
-            critic_losses.append(self._update_critic(batch, scale, clip))
-            if self._n_updates % self.policy_delay == 0:
-                actor_losses.append(self._update_actor(batch))
-                self._update_target("critic")  # eq. (5)
-                self._update_target("actor")
+            actors_turn = self._n_updates % self.policy_delay == 0
+            if networks is None:
+                batch = self._sample(batch_size)
+                critic_losses.append(self._update_critic(batch, scale, clip))
+                if actors_turn:
+                    actor_losses.append(self._update_actor(batch))
+                    self._update_target("critic")  # eq. (5)
+                    self._update_target("actor")
+            else:
+                transitions = self._transitions(batch_size, networks.observations)
+                noise = networks.noise(batch_size)
+                critic_losses.append(networks.update_critic(transitions, noise, engine_scale, engine_clip))
+                if actors_turn:
+                    actor_losses.append(networks.update_actor(transitions, self.tau))
 
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for key, losses in (("actor_loss", actor_losses), ("critic_loss", critic_losses)):
-            if losses:
-                self.logger.record(f"train/{key}", th.stack(losses).mean().item())
+        self._record_means({"actor_loss": actor_losses, "critic_loss": critic_losses})
 
     def _update_critic(self, batch: Batch, scale: th.Tensor, clip: th.Tensor) -> th.Tensor:
         with th.no_grad():
@@ -212,3 +232,9 @@ class TD3(OffPolicy):
         loss = -self.critic.q1_forward(batch.observations, actions).mean()  # type: ignore[arg-type]  # eq. (4)
         descend(self.actor.optimizer, loss)
         return loss.detach()
+
+    _replaced: ClassVar[tuple[str, ...]] = (*OffPolicy._replaced, "_update_critic", "_update_actor")
+
+    def _bind(self, ops: Any) -> DeterministicActorCritic:
+        self._check_methods()
+        return DeterministicActorCritic(self.policy, ops)

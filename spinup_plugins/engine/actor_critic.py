@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
 from torch import nn
 
 from spinup_plugins.engine.heads import make_head
@@ -41,7 +41,12 @@ class Rollout(NamedTuple):
 def flattened(buffer: RolloutBuffer, observations: Observations) -> Rollout:
     """Return a full buffer's rows, environment by environment, leaving it as its own ``get`` would."""
     if not buffer.generator_ready:
-        for name in ("observations", "actions", "values", "log_probs", "advantages", "returns"):
+        if isinstance(buffer, DictRolloutBuffer):
+            for key, part in buffer.observations.items():
+                buffer.observations[key] = buffer.swap_and_flatten(part)
+        else:
+            buffer.observations = buffer.swap_and_flatten(buffer.observations)
+        for name in ("actions", "values", "log_probs", "advantages", "returns"):
             buffer.__dict__[name] = buffer.swap_and_flatten(buffer.__dict__[name])
         buffer.generator_ready = True
     rows = len(buffer.actions)
@@ -64,17 +69,18 @@ class ActorCritic:
     """
 
     def __init__(self, policy: Any, ops: Any) -> None:
-        if type(policy) is not ActorCriticPolicy:
+        if type(policy) not in (ActorCriticPolicy, MultiInputActorCriticPolicy):
             raise Unsupported(f"a policy of class {type(policy).__name__}")
         if policy.use_sde:
             raise Unsupported("gSDE")
         extractors = {policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor}
-        if any(type(extractor) is not FlattenExtractor for extractor in extractors):
+        if any(type(extractor) not in (FlattenExtractor, CombinedExtractor) for extractor in extractors):
             raise Unsupported(f"a features extractor of class {type(policy.features_extractor).__name__}")
         if type(policy.mlp_extractor) is not MlpExtractor:
             raise Unsupported(f"networks of class {type(policy.mlp_extractor).__name__}")
         self.policy, self.ops = policy, ops
         self.action_space = policy.action_space
+        # Without images a combined extractor only lays its parts side by side.
         self.observations = Observations(policy.observation_space, policy.normalize_images)
 
         actor_shape, actor_layers = shape_of([policy.mlp_extractor.policy_net], heads=[policy.action_net])

@@ -17,23 +17,28 @@ __all__ = ["Observations"]
 class Observations:
     """Turns observations of a space into network input.
 
-    :param space: the policy's observation space
+    :param space: the policy's observation space; a dictionary's parts are laid side by side, in its order
     :param normalize_images: whether the policy divides images by 255
-    :raises Unsupported: for dictionaries and images
+    :raises Unsupported: for images
     """
 
     def __init__(self, space: spaces.Space[Any], normalize_images: bool) -> None:
+        self.space = space
+        self.parts: dict[str, Observations] = {}
+        if isinstance(space, spaces.Dict):
+            self.parts = {key: Observations(part, normalize_images) for key, part in space.spaces.items()}
+            self.size = sum(part.size for part in self.parts.values())
+            self.rows: Callable[[Any], Floats] = self._side_by_side
+            return
+        # A dictionary's images go through a CNN whether they are normalised or not, a lone one only by its policy.
         if isinstance(space, spaces.Box) and is_image_space(space) and normalize_images:
             raise Unsupported("images")
         if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
             raise Unsupported(f"observations of a {type(space).__name__} space")
         if isinstance(space, spaces.MultiDiscrete) and len(space.nvec.shape) > 1:
             raise Unsupported("observations of a MultiDiscrete space of several axes")
-        self.space = space
         self.size = get_flattened_obs_dim(space)  #: width of a row
-        self.rows: Callable[[Any], Floats] = (
-            self._one_hot if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) else self._flat
-        )
+        self.rows = self._one_hot if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) else self._flat
         self._nvec = space.nvec if isinstance(space, spaces.MultiDiscrete) else None
 
     def _flat(self, observations: Any) -> Floats:
@@ -50,11 +55,22 @@ class Observations:
         np.put_along_axis(rows, choices + starts, np.float32(1.0), axis=1)
         return rows
 
+    def _side_by_side(self, observations: Any) -> Floats:
+        return np.concatenate([part.rows(observations[key]) for key, part in self.parts.items()], axis=1)
+
     def batch(self, observation: Any) -> tuple[Floats, bool] | None:
         """Return rows for one observation or several, and whether it was several; ``None`` for what is neither.
 
-        :param observation: an array of the space's shape, or with one more axis in front
+        :param observation: an array of the space's shape, or with one more axis in front; a dictionary of such
         """
+        if self.parts:
+            if not isinstance(observation, dict) or observation.keys() != self.parts.keys():
+                return None
+            found = [part.batch(observation[key]) for key, part in self.parts.items()]
+            prepared = [each for each in found if each is not None]
+            if len(prepared) < len(found) or len({(len(rows), several) for rows, several in prepared}) > 1:
+                return None
+            return np.concatenate([rows for rows, _ in prepared], axis=1), prepared[0][1]
         if not isinstance(observation, np.ndarray) or observation.dtype == object:
             return None
         shape = self.space.shape
