@@ -142,7 +142,9 @@ def test_on_policy_shapes(cls: type, n_steps: int, batch_size: int, widths: list
     kwargs = {"n_steps": n_steps, "batch_size": batch_size, "policy_kwargs": {"net_arch": widths}, "seed": seed}
     env = "CartPole-v1" if discrete else "Pendulum-v1"
     extra = {"engine": "torch"} | ({"kl_reduction": "mean"} if cls is TRPO else {})
-    assert gap(train_once(cls, env, **kwargs, **extra), train_once(PEERS[cls], env, **kwargs)) <= 1e-5
+    ours, peer = train_once(cls, env, **kwargs, **extra), train_once(PEERS[cls], env, **kwargs)
+    # Adam's fused steps round otherwise, which shows in second moments as large as squared returns.
+    assert gap(ours, peer, relative=True) <= 1e-5
 
 
 @pytest.mark.parametrize("engine", TIERS)
@@ -153,8 +155,8 @@ def test_whole_learn(cls: type, engine: str) -> None:
     extra = {"kl_reduction": "mean"} if cls is TRPO else {}
     ours = cls("MlpPolicy", "Pendulum-v1", **deepcopy(SMALL | kwargs), engine=engine, **extra).learn(512)
     peer = PEERS[cls]("MlpPolicy", "Pendulum-v1", **deepcopy(SMALL | kwargs)).learn(512)
-    if cls is PPO and engine == "torch":
-        assert gap(ours, peer) == 0.0
+    if cls is PPO:
+        assert gap(ours, peer, relative=True) <= 1e-6
     for p, q in zip(ours.policy.parameters(), peer.policy.parameters(), strict=True):
         th.testing.assert_close(p, q, rtol=0, atol=1e-4)  # rounding, amplified over many updates
     assert [e["r"] for e in ours.ep_info_buffer] == pytest.approx([e["r"] for e in peer.ep_info_buffer], rel=1e-4)

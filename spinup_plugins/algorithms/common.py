@@ -25,10 +25,10 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from torch.utils._pytree import tree_map_only
 
 from spinup_plugins.atomic import replacing
+from spinup_plugins.engine import numpy_ops
 from spinup_plugins.engine.networks import Unsupported
-from spinup_plugins.engine.numpy_ops import finite
 from spinup_plugins.engine.replay import RESET_STEP
-from spinup_plugins.engine.tiers import Bound, EngineName, Tier, choose
+from spinup_plugins.engine.tiers import Bound, EngineName, Tier, choose, native
 from spinup_plugins.envs.convert import AnyEnv, as_vec_env
 from spinup_plugins.envs.gymnasium_vec import GymnasiumVecEnv
 from spinup_plugins.errors import (
@@ -53,6 +53,8 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("target_kl", "cg_damping", "cg_init_std", "cg_residual_tol", "max_grad_norm"), (0, inf)),
     **dict.fromkeys(("action_noise", "target_policy_noise", "target_noise_clip"), (0, inf)),
 }
+
+finite = (native() or numpy_ops).finite
 
 SelfDropIn = TypeVar("SelfDropIn", bound="DropIn")
 

@@ -251,8 +251,8 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
 
     def _bootstrap_truncated(self, rewards: Any, dones: Any, infos: Sequence[dict[str, Any]]) -> None:
         """Add γ V(s_T) to the last reward of episodes that a time limit cut: truncation is not an outcome."""
-        for index in dones.nonzero()[0].tolist():
-            info = infos[index]
+        for index, done in enumerate(dones.tolist()):
+            info = infos[index] if done else {}
             if info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None:
                 self._check_final(info["terminal_observation"], index)
                 if self._tier().bound is not None:
@@ -398,20 +398,25 @@ class Rows:
     def __init__(self, rollout_buffer: RolloutBuffer) -> None:
         self.buffer = buffer = rollout_buffer
         observations: Any = buffer.observations
-        self.observations = {"": observations} if isinstance(observations, np.ndarray) else observations
-        self.action_shape = buffer.actions.shape[1:]
+        self.parts = observations if isinstance(observations, dict) else None
+        self.observations = None if self.parts else observations
+        self.actions, self.rewards, self.starts = buffer.actions, buffer.rewards, buffer.episode_starts
+        self.values, self.log_probs = buffer.values, buffer.log_probs
 
     def add(self, observations: Any, actions: Any, rewards: Any, starts: Any, values: Any, log_probs: Any) -> None:
         """Store one step of every environment; shapes as :meth:`Columns.add` has them."""
         buffer = self.buffer
         row = buffer.pos
-        for key, part in self.observations.items():
-            part[row] = (observations[key] if key else observations).reshape(part.shape[1:])
-        buffer.actions[row] = actions.reshape(self.action_shape)
-        buffer.rewards[row] = rewards
-        buffer.episode_starts[row] = starts
-        buffer.values[row] = values.reshape(-1)
-        buffer.log_probs[row] = log_probs
+        if self.parts is None:
+            self.observations[row] = observations.reshape(self.observations.shape[1:])
+        else:
+            for key, part in self.parts.items():
+                part[row] = observations[key].reshape(part.shape[1:])
+        self.actions[row] = actions.reshape(self.actions.shape[1:])
+        self.rewards[row] = rewards
+        self.starts[row] = starts
+        self.values[row] = values if values.ndim == 1 else values.flatten()
+        self.log_probs[row] = log_probs
         buffer.pos = row + 1
         buffer.full = buffer.pos == buffer.buffer_size
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from torch import nn
 
 from spinup_plugins.engine.heads import make_head
-from spinup_plugins.engine.networks import MLP, Adam, Floats, Memory, Shape, Unsupported, shape_of
+from spinup_plugins.engine.networks import MLP, Adam, Floats, Memory, Shape, Tape, Unsupported, shape_of
 from spinup_plugins.engine.observations import Observations
 
 __all__ = ["ActorCritic", "Rollout", "flattened"]
@@ -102,6 +102,7 @@ class ActorCritic:
         self.actor_parameters = (0, (log_std is not None) + len(actor_layers) * 2)
         self.critic_parameters = (self.actor_parameters[1], len(self.memory.parameters))
         self.all_parameters = (0, len(self.memory.parameters))
+        self._tapes: dict[int, tuple[Tape, Tape]] = {}
         self._outputs: dict[tuple[str, int], Floats] = {}
 
     @property
@@ -118,11 +119,15 @@ class ActorCritic:
         """
         x = self.observations.rows(observations)
         batch = len(x)
-        ops = self.ops
-        values = ops.mlp_forward(self.critic, self.critic.tape(batch), x).reshape(batch).copy()
-        params = ops.mlp_forward(self.actor, self.actor.tape(batch), x)
-        actions, log_probs = self.head.act(params)
+        actor, critic = self._tapes.get(batch) or self._make_tapes(batch)
+        forward = self.ops.mlp_forward
+        values = forward(self.critic, critic, x)[:, 0].copy()
+        actions, log_probs = self.head.act(forward(self.actor, actor, x))
         return actions.reshape(batch, *self.action_space.shape), values, log_probs
+
+    def _make_tapes(self, batch: int) -> tuple[Tape, Tape]:
+        self._tapes = {batch: (self.actor.tape(batch), self.critic.tape(batch))}
+        return self._tapes[batch]
 
     def values(self, observations: Any) -> Floats:
         """V(s) of (N, …) observations; a fresh array, (N,)."""

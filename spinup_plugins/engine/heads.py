@@ -77,14 +77,9 @@ class Gaussian:
         return params.copy() if deterministic else self.act(params)[0]
 
     def act(self, params: Floats) -> tuple[Any, Floats]:
-        """a = μ + σ ε, log π(a|s) = Σ_i [ −½ ε_i² − log σ_i − ½ log 2π ]."""
-        noise = self._draw_noise(params.shape)
-        actions = np.exp(self.log_std)
-        actions = actions * noise
-        actions += params
-        log_probs = np.einsum("ij,ij->i", noise, noise)
-        log_probs *= -0.5
-        log_probs -= sum(self.log_std.tolist()) + 0.5 * math.log(2.0 * math.pi) * params.shape[1]
+        """By the primitive, from noise as ``Normal.rsample`` draws it."""
+        actions, log_probs = np.empty_like(params), np.empty(len(params), dtype=np.float32)
+        self.ops.gaussian_draw(params, self.log_std, self._draw_noise(params.shape), actions, log_probs)
         return actions, log_probs
 
     def log_prob(self, params: Floats, actions: Floats, out: Floats) -> float:  # noqa: D102
@@ -129,15 +124,18 @@ class Categorical:
         self.nvec = np.array(nvec, dtype=np.int32)
         self.starts = np.concatenate([[0], np.cumsum(self.nvec)]).tolist()
         self._log_softmax: dict[int, Floats] = {}
-        self._noise: dict[int, list[tuple[th.Tensor, Floats]]] = {}
+        self._noise: dict[int, tuple[list[th.Tensor], Floats]] = {}
 
-    def _draw_noise(self, batch: int) -> list[Floats]:
+    def _draw_noise(self, batch: int) -> Floats:
         if batch not in self._noise:
-            tensors = [th.empty(batch, int(n)) for n in self.nvec]
-            self._noise[batch] = [(tensor, tensor.numpy()) for tensor in tensors]
-        for tensor, _ in self._noise[batch]:
-            tensor.exponential_()
-        return [noise for _, noise in self._noise[batch]]
+            flat = th.empty(batch * self.starts[-1])
+            # Each choice is a draw of its own: torch takes a seed from its generator for every call.
+            parts = [flat[batch * a : batch * b].view(batch, b - a) for a, b in itertools.pairwise(self.starts)]
+            self._noise[batch] = parts, flat.numpy()
+        parts, noise = self._noise[batch]
+        for part in parts:
+            part.exponential_()
+        return noise
 
     def draw(self, params: Floats, deterministic: bool) -> Any:  # noqa: D102
         if not deterministic:
@@ -146,28 +144,11 @@ class Categorical:
         return np.stack([part.argmax(axis=1) for part in parts], axis=1)
 
     def act(self, params: Floats) -> tuple[Any, Floats]:
-        """argmax_j p_j / E_j with E_j ~ Exp(1), which is how torch draws one sample; weights e^l order as p does."""
-        batch, draws = len(params), self._draw_noise(len(params))
-        if batch * params.shape[1] <= 16 and len(draws) == 1:  # a few floats: NumPy's calls would cost more than they do
-            actions, log_probs = [], []
-            for logits, noise in zip(params.tolist(), draws[0].tolist(), strict=True):
-                highest = max(logits)
-                weights = [math.exp(logit - highest) for logit in logits]
-                ratios = [weight / e for weight, e in zip(weights, noise, strict=True)]
-                choice = ratios.index(max(ratios))
-                actions.append((choice,))
-                log_probs.append(logits[choice] - highest - math.log(sum(weights)))
-            return np.array(actions), np.array(log_probs, dtype=np.float32)
-        every = np.arange(batch)
-        log_prob = np.zeros(batch, dtype=np.float32)
-        choices = []
-        for (a, b), noise in zip(itertools.pairwise(self.starts), draws, strict=True):
-            centred = params[:, a:b] - params[:, a:b].max(axis=1, keepdims=True)
-            exponentials = np.exp(centred)
-            chosen = (exponentials / noise).argmax(axis=1)
-            log_prob += centred[every, chosen] - np.log(exponentials.sum(axis=1))
-            choices.append(chosen)
-        return np.stack(choices, axis=1), log_prob
+        """By the primitive, from noise as ``torch.multinomial`` draws it."""
+        actions = np.empty((len(params), len(self.nvec)), dtype=np.int64)
+        log_probs = np.empty(len(params), dtype=np.float32)
+        self.ops.categorical_draw(params, self.nvec, self._draw_noise(len(params)), actions, log_probs)
+        return actions, log_probs
 
     def _result(self, batch: int, width: int) -> Floats:
         if batch not in self._log_softmax:

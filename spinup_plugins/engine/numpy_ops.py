@@ -18,10 +18,12 @@ __all__ = [
     "adam",
     "bernoulli_gradient",
     "bernoulli_log_prob",
+    "categorical_draw",
     "categorical_gradient",
     "categorical_log_prob",
     "finite",
     "gae",
+    "gaussian_draw",
     "gaussian_gradient",
     "gaussian_log_prob",
     "mlp_backward",
@@ -243,6 +245,55 @@ def polyak(theta: Floats, target: Floats, tau: float) -> None:
 
 
 # --- distributions ---------------------------------------------------------------------------------------------------
+
+
+def gaussian_draw(mean: Floats, log_std: Floats, noise: Floats, out_actions: Floats, out: Floats) -> None:
+    """a = μ + σ ε and its log π(a|s) = Σ_i [ −½ ε_i² − log σ_i − ½ log 2π ].
+
+    :param mean: μ, (B, A)
+    :param log_std: log σ, (A,)
+    :param noise: ε, (B, A)
+    :param out_actions: (B, A)
+    :param out: (B,)
+    """
+    np.multiply(np.exp(log_std), noise, out_actions)
+    out_actions += mean
+    np.einsum("ij,ij->i", noise, noise, out=out)
+    out *= -0.5
+    out -= np.float32(sum(log_std.tolist()) + HALF_LOG_2PI * log_std.size)
+
+
+def categorical_draw(
+    logits: Floats, nvec: npt.NDArray[np.int32], noise: Floats, out_actions: npt.NDArray[np.int64], out: Floats
+) -> None:
+    """a = argmax_j p_j / E_j with E_j ~ Exp(1), which is how torch draws one sample, and its log π(a|s).
+
+    :param logits: (B, Σ nvec), components side by side
+    :param nvec: (K,) options of each
+    :param noise: E, flat: (B, nvec[0]), then (B, nvec[1]), …
+    :param out_actions: (B, K)
+    :param out: (B,)
+    """
+    batch, start = len(logits), 0
+    if batch * logits.shape[1] <= 16 and len(nvec) == 1:  # a few floats: NumPy's calls would cost more than they do
+        for row, (scores, draws) in enumerate(zip(logits.tolist(), noise.reshape(batch, -1).tolist(), strict=True)):
+            highest = max(scores)
+            weights = [math.exp(score - highest) for score in scores]
+            ratios = [weight / e for weight, e in zip(weights, draws, strict=True)]
+            choice = ratios.index(max(ratios))
+            out_actions[row, 0] = choice
+            out[row] = scores[choice] - highest - math.log(sum(weights))
+        return
+    out[:] = 0.0
+    every = np.arange(batch)
+    for k, n in enumerate(nvec.tolist()):
+        draws = noise[batch * start : batch * (start + n)].reshape(batch, n)
+        centred = logits[:, start : start + n] - logits[:, start : start + n].max(axis=1, keepdims=True)
+        weights = np.exp(centred)
+        chosen = (weights / draws).argmax(axis=1)
+        out += centred[every, chosen] - np.log(weights.sum(axis=1))
+        out_actions[:, k] = chosen
+        start += n
 
 
 def gaussian_log_prob(mean: Floats, log_std: Floats, actions: Floats, out: Floats) -> None:

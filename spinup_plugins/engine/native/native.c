@@ -689,6 +689,59 @@ FUNCTION(categorical_gradient, 6)
     return done(&all, NONE);
 }
 
+/* mean, log_std, noise, out_actions, out */
+FUNCTION(gaussian_draw, 5)
+    const float *mean = IN(args[0], "mean", 0), *log_std = IN(args[1], "log_std", 1);
+    if (all.failed) return done(&all, NULL);
+    ptrdiff_t size = LENGTH(1), batch = LENGTH(0) / size;
+    const float *noise = IN(args[2], "noise", batch * size);
+    float *actions = OUT(args[3], "out_actions", batch * size), *out = OUT(args[4], "out", batch);
+    float *deviation = thread_scratch(3, (size_t)size);
+    if (all.failed || !deviation) return done(&all, deviation ? NULL : PyErr_NoMemory());
+    double constant = HALF_LOG_2PI * size;
+    for (ptrdiff_t j = 0; j < size; j++) deviation[j] = expf(log_std[j]), constant += log_std[j];
+    for (ptrdiff_t i = 0; i < batch; i++) {
+        float sum = 0.0f;
+        for (ptrdiff_t j = 0; j < size; j++) {
+            float e = noise[i * size + j];
+            actions[i * size + j] = mean[i * size + j] + deviation[j] * e;
+            sum += e * e;
+        }
+        out[i] = -0.5f * sum - (float)constant;
+    }
+    return done(&all, NONE);
+}
+
+/* logits, nvec, noise, out_actions, out */
+FUNCTION(categorical_draw, 5)
+    const float *logits = IN(args[0], "logits", 0);
+    const int32_t *nvec = array(&all, args[1], "nvec", "il", 4, 0, 1);
+    if (all.failed) return done(&all, NULL);
+    ptrdiff_t count = LENGTH(1), total = components(nvec, count), batch = LENGTH(0) / total, start = 0;
+    const float *noise = IN(args[2], "noise", batch * total);
+    int64_t *actions = array(&all, args[3], "out_actions", "lq", 8, 1, batch * count);
+    float *out = OUT(args[4], "out", batch);
+    if (all.failed) return done(&all, NULL);
+    for (ptrdiff_t i = 0; i < batch; i++) out[i] = 0.0f;
+    for (ptrdiff_t k = 0; k < count; k++) {
+        for (ptrdiff_t i = 0; i < batch; i++) {
+            const float *l = logits + i * total + start, *e = noise + batch * start + i * nvec[k];
+            float highest = l[0], sum = 0.0f, best = -1.0f;
+            ptrdiff_t choice = 0;
+            for (ptrdiff_t j = 1; j < nvec[k]; j++) highest = l[j] > highest ? l[j] : highest;
+            for (ptrdiff_t j = 0; j < nvec[k]; j++) {
+                float weight = expf(l[j] - highest), ratio = weight / e[j];
+                sum += weight;
+                if (ratio > best) best = ratio, choice = j;
+            }
+            actions[i * count + k] = choice;
+            out[i] += l[choice] - highest - logf(sum);
+        }
+        start += nvec[k];
+    }
+    return done(&all, NONE);
+}
+
 static inline float softplus(float x) { return (x > 0.0f ? x : 0.0f) + log1pf(expf(-fabsf(x))); }
 
 /* logits, actions, out */
@@ -928,7 +981,7 @@ static PyObject *isa(PyObject *self, PyObject *nothing) {
 #define FAST(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
     FAST(mlp_forward), FAST(mlp_backward), FAST(mlp_input_gradient), FAST(mlp_jvp), FAST(norm), FAST(adam), FAST(polyak),
-    FAST(gaussian_log_prob), FAST(gaussian_gradient), FAST(categorical_log_prob), FAST(categorical_gradient),
+    FAST(gaussian_draw), FAST(categorical_draw), FAST(gaussian_log_prob), FAST(gaussian_gradient), FAST(categorical_log_prob), FAST(categorical_gradient),
     FAST(bernoulli_log_prob), FAST(bernoulli_gradient), FAST(squash), FAST(squash_gradient), FAST(surrogate),
     FAST(value_loss), FAST(gae), {"finite", surely_finite, METH_O, NULL}, {"set_threads", set_threads, METH_O, NULL},
     {"threads", threads, METH_NOARGS, NULL}, {"isa", isa, METH_NOARGS, NULL}, {NULL, NULL, 0, NULL}};
