@@ -17,7 +17,7 @@ from spinup_plugins.cli import app, main
 from spinup_plugins.cli.console import assignments, number
 from spinup_plugins.cli.list_ import taxonomy
 from spinup_plugins.errors import ConfigError
-from spinup_plugins.registry import AlgorithmSpec
+from spinup_plugins.registry import AlgorithmSpec, make
 from spinup_plugins.runs.config import file_layer, load
 from spinup_plugins.runs.files import Status
 
@@ -61,10 +61,12 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
     assert main(args) == 0
     listed = capsys.readouterr().out.split("Commands:")[1]
-    assert [line.split()[0] for line in listed.strip().splitlines()] == ["list", "describe", "train", "eval", "speed"]
+    assert [line.split()[0] for line in listed.strip().splitlines()] == [
+        *("list", "describe", "train", "eval", "speed", "parity", "doctor")
+    ]
 
 
-@pytest.mark.parametrize("command", ["list", "describe", "train", "eval"])
+@pytest.mark.parametrize("command", ["list", "describe", "train", "eval", "parity", "doctor"])
 def test_every_option_tells_its_default(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert main([command, "--help"]) == 0
     listed = capsys.readouterr().out.split("Options:\n")[1]
@@ -166,6 +168,17 @@ def test_an_algorithm_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"max_grad_norm +0.5 +\.inf", output)
     assert "  clip_range = 0.2  float | schedule\n" in output
     assert "``" not in output
+
+
+def test_the_doctor_tells_the_tier_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "ppo", "CartPole-v1"]) == 0
+    tier = make("ppo", "CartPole-v1").engine
+    output = capsys.readouterr().out
+    assert f"ppo on CartPole-v1 runs on the {tier} tier" in output
+    assert "stable-baselines3" in output
+    assert main(["doctor", "sb3:a2c", "CartPole-v1"]) == 0
+    assert "runs on the torch tier: not one of the six" in capsys.readouterr().out
+    assert "doctor ppo: which environment?" in refused(capsys, "doctor", "ppo")
 
 
 def test_an_algorithm_without_presets_is_described(capsys: pytest.CaptureFixture[str]) -> None:

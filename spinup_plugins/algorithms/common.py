@@ -54,6 +54,9 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("action_noise", "target_policy_noise", "target_noise_clip"), (0, inf)),
 }
 
+#: tiers that a process has told of
+_told: set[str] = set()
+
 finite = (native() or numpy_ops).finite
 
 SelfDropIn = TypeVar("SelfDropIn", bound="DropIn")
@@ -368,6 +371,10 @@ class DropIn(BaseAlgorithm):
     ) -> tuple[int, BaseCallback]:
         assert self.env is not None, "You must set the environment before calling learn()"
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        tier = self._tier()
+        if self.verbose >= 1 and tier.name not in _told:
+            _told.add(tier.name)
+            print(f"Computing on the {tier.name} tier" + (f": {tier.reason}" if tier.reason else ""))
         assert self._last_obs is not None, "set by the reset above"
         self._check_finite(self._last_obs)
         return result

@@ -181,7 +181,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
             self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         columns = Columns(rollout_buffer) if has_reset_steps(env) else None
         bound = self._tier().bound
-        store = columns or (rollout_buffer if bound is None else Rows(rollout_buffer))
+        store: Any = rollout_buffer if bound is None else Rows(rollout_buffer)
         listening = has_listeners(callback)
 
         callback.on_rollout_start()
@@ -399,7 +399,7 @@ class Rows:
         self.buffer = buffer = rollout_buffer
         observations: Any = buffer.observations
         self.parts = observations if isinstance(observations, dict) else None
-        self.observations = None if self.parts else observations
+        self.observations = observations
         self.actions, self.rewards, self.starts = buffer.actions, buffer.rewards, buffer.episode_starts
         self.values, self.log_probs = buffer.values, buffer.log_probs
 

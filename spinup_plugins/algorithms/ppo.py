@@ -258,7 +258,7 @@ class PPO(OnPolicy):
                     losses = self._losses(batch, clip_range, clip_range_vf, joint=not separate)
                     groups = groups or self._groups(losses.policy, pi_lr, vf_lr)
                 else:
-                    losses = fast.losses(batch)
+                    losses = fast.losses(batch)  # type: ignore[assignment]  # numbers where torch has tensors
                 seen.append(losses)
                 # Eq. (4), the one number that the host must know before it goes on
                 if self.target_kl is not None and losses.approx_kl > 1.5 * self.target_kl:

@@ -197,11 +197,11 @@ class Memory:
         self.starts: list[int] = []
         start = 0
 
-        def place(parameter: nn.Parameter, transposed: bool) -> None:
+        def place(parameter: th.Tensor, transposed: bool) -> None:
             nonlocal start
             if parameter.device.type != "cpu" or parameter.dtype != th.float32:
                 raise Unsupported(f"parameters of type {parameter.dtype} on {parameter.device}")
-            if type(parameter) is not nn.Parameter:
+            if not isinstance(parameter, nn.Parameter) or type(parameter) is not nn.Parameter:
                 raise Unsupported(f"a parameter of type {type(parameter).__name__}")
             if any(parameter is other for other in self.parameters):
                 raise Unsupported("layers that share a parameter")

@@ -7,6 +7,7 @@ Arrays are float32 and contiguous unless said; ``(B, …)`` are batches. Functio
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ __all__ = [
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 NAME = "numpy"
-ZERO, ONE = np.zeros((), dtype=np.float32), np.ones((), dtype=np.float32)
+ONE = np.ones((), dtype=np.float32)
 
 
 # --- perceptrons -----------------------------------------------------------------------------------------------------
@@ -70,7 +71,7 @@ def mlp_forward(mlp: MLP, tape: Tape, x: Floats) -> Floats:
         if code == 1:
             np.tanh(out, out)
         elif code == 2:
-            np.maximum(out, ZERO, out=out)
+            np.maximum(out, _zeros(out.shape), out=out)
         elif code:
             _activate(code, out)
         y = out
@@ -89,7 +90,7 @@ def mlp_backward(mlp: MLP, tape: Tape, grad_out: Floats, grad_x: Floats | None =
         y = tape.x if index == 0 else tape.outputs[index - 1]
         parts = np.split(g, len(mlp.grads[index]), axis=1) if len(mlp.grads[index]) > 1 else [g]
         for (weight, bias), part in zip(mlp.grads[index], parts, strict=True):
-            np.matmul(y.T, part, out=weight)
+            np.dot(y.T, part, weight)
             np.dot(tape.ones, part, bias)  # a sum over rows, at a third of the cost of ``sum``
         if index > 0:
             g = _step_back(mlp, tape, index, g, parts)
@@ -108,14 +109,16 @@ def mlp_input_gradient(
     :param grad_out: ∂L/∂output of those rows, (R, out); one head
     :param grad_x: (R, in − first)
     """
-    g = grad_out
+    g, size = grad_out, len(grad_out)
     for index in reversed(range(len(mlp.weights))):
-        y = tape.outputs[index] if rows is None else tape.outputs[index][rows]
         code = mlp.shape.output if index == len(mlp.weights) - 1 else mlp.shape.hidden
-        g = g * _derivative(code, y) if code else g
+        if code:
+            y = tape.outputs[index] if rows is None else tape.outputs[index].take(rows, axis=0)
+            slope = y > 0.0 if code == 2 else _derivative(code, y)
+            g = np.multiply(g, slope, out=None if g is grad_out else g)
         weight = mlp.weights[index][0][0]
         if index > 0:
-            g = g @ weight.T
+            g = _times_transposed(g, weight, tape.gradients[index][index % 2][:size])
         else:
             np.matmul(g, weight[first:].T, out=grad_x)
 
@@ -145,6 +148,14 @@ def mlp_jvp(mlp: MLP, tape: Tape, vector: Floats, out: Tape) -> Floats:
     return out.output
 
 
+@lru_cache(maxsize=64)
+def _zeros(shape: tuple[int, ...]) -> Floats:
+    """Zeros to compare with: NumPy's ``maximum`` of two arrays takes a quarter of the time of one of an array and a number."""
+    zeros = np.zeros(shape, dtype=np.float32)
+    zeros.flags.writeable = False
+    return zeros
+
+
 def _activate(code: int, y: Floats) -> None:
     if code == 3:
         np.copyto(y, np.expm1(np.minimum(y, 0.0)), where=y < 0.0)
@@ -160,14 +171,14 @@ def _activate(code: int, y: Floats) -> None:
 def _derivative(code: int, y: Floats) -> Floats:
     """f'(z) as a function of y = f(z)."""
     if code == 1:
-        return 1.0 - y * y  # type: ignore[no-any-return]
+        return 1.0 - y * y
     if code == 2:
         return (y > 0.0).astype(np.float32)
     if code == 3:
-        return np.minimum(y, 0.0) + np.float32(1.0)  # type: ignore[no-any-return]
+        return np.minimum(y, 0.0) + np.float32(1.0)
     if code == 4:
         return np.where(y > 0.0, np.float32(1.0), np.float32(0.01))
-    return y * (1.0 - y)  # type: ignore[no-any-return]
+    return y * (1.0 - y)
 
 
 def _through(code: int, y: Floats, g: Floats, tape: Tape, index: int) -> Floats:
@@ -177,9 +188,16 @@ def _through(code: int, y: Floats, g: Floats, tape: Tape, index: int) -> Floats:
     return np.multiply(g, _derivative(code, y), out=tape.gradients[index][index % 2])
 
 
+def _times_transposed(g: Floats, weight: Floats, out: Floats) -> Floats:
+    """G Wᵀ; an outer product at a quarter of BLAS's time."""
+    if g.shape[1] == 1:
+        return np.multiply(g, weight.T, out=out)
+    return np.dot(g, weight.T, out)  # type: ignore[no-any-return]
+
+
 def _step_back(mlp: MLP, tape: Tape, index: int, g: Floats, parts: list[Floats]) -> Floats:
     back = tape.gradients[index][index % 2]
-    np.matmul(parts[0], mlp.weights[index][0][0].T, out=back)
+    _times_transposed(parts[0], mlp.weights[index][0][0], back)
     for (weight, _), part in zip(mlp.weights[index][1:], parts[1:], strict=True):
         back += part @ weight.T
     y, code = tape.outputs[index - 1], mlp.shape.hidden
@@ -276,13 +294,13 @@ def categorical_draw(
     """
     batch, start = len(logits), 0
     if batch * logits.shape[1] <= 16 and len(nvec) == 1:  # a few floats: NumPy's calls would cost more than they do
-        for row, (scores, draws) in enumerate(zip(logits.tolist(), noise.reshape(batch, -1).tolist(), strict=True)):
+        for row, (scores, waits) in enumerate(zip(logits.tolist(), noise.reshape(batch, -1).tolist(), strict=True)):
             highest = max(scores)
-            weights = [math.exp(score - highest) for score in scores]
-            ratios = [weight / e for weight, e in zip(weights, draws, strict=True)]
+            exponentials = [math.exp(score - highest) for score in scores]
+            ratios = [exponential / e for exponential, e in zip(exponentials, waits, strict=True)]
             choice = ratios.index(max(ratios))
             out_actions[row, 0] = choice
-            out[row] = scores[choice] - highest - math.log(sum(weights))
+            out[row] = scores[choice] - highest - math.log(sum(exponentials))
         return
     out[:] = 0.0
     every = np.arange(batch)

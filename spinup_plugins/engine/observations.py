@@ -25,6 +25,7 @@ class Observations:
     def __init__(self, space: spaces.Space[Any], normalize_images: bool) -> None:
         self.space = space
         self.parts: dict[str, Observations] = {}
+        self.size: int  #: width of a row
         if isinstance(space, spaces.Dict):
             self.parts = {key: Observations(part, normalize_images) for key, part in space.spaces.items()}
             self.size = sum(part.size for part in self.parts.values())
@@ -37,7 +38,7 @@ class Observations:
             raise Unsupported(f"observations of a {type(space).__name__} space")
         if isinstance(space, spaces.MultiDiscrete) and len(space.nvec.shape) > 1:
             raise Unsupported("observations of a MultiDiscrete space of several axes")
-        self.size = get_flattened_obs_dim(space)  #: width of a row
+        self.size = get_flattened_obs_dim(space)
         self.rows = self._one_hot if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) else self._flat
         self._nvec = space.nvec if isinstance(space, spaces.MultiDiscrete) else None
 
