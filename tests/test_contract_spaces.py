@@ -394,7 +394,8 @@ ON_POLICY_OPTIONS: dict[str, dict[str, Any]] = {
     "two environments": {},
 }
 PPO_OPTIONS: dict[str, dict[str, Any]] = {
-    "clip range": {"clip_range": lambda progress: 0.3 * progress, "clip_range_vf": LinearSchedule(0.2, 0.1, 1.0)},
+    # A range of 0, which progress ends at, clips by rounding alone.
+    "clip range": {"clip_range": lambda progress: 0.3 * progress + 0.05, "clip_range_vf": LinearSchedule(0.2, 0.1, 1.0)},
     "early stop": {"target_kl": 1e-5, "n_epochs": 5},
     "entropy": {"ent_coef": 0.1, "vf_coef": 0.2, "max_grad_norm": 0.01},
     "no normalisation": {"normalize_advantage": False, "gae_lambda": 0.5, "gamma": 0.9},

@@ -118,7 +118,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         self.vf_lr_schedule = None if self.vf_lr is None else FloatSchedule(self.vf_lr)
 
     #: methods that the engine stands in for; where a subclass has its own, torch runs them
-    _replaced: ClassVar[tuple[str, ...]] = ("train", "_descend")
+    _replaced: ClassVar[tuple[str, ...]] = ("_descend",)
 
     def _bind(self, ops: Any) -> ActorCritic:
         cls = type(self)
@@ -286,7 +286,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         """
         bound, last = self._tier().bound, last_values.cpu().numpy().reshape(-1)
         ops = native() if bound is None else bound.ops
-        if ops is None:
+        if ops is None or last.dtype != np.float32:
             return functional.gae(buffer.rewards, values, episode_ends(buffer, dones), last, gamma, gae_lambda)
         advantages = np.empty_like(buffer.rewards)
         starts, ended = buffer.episode_starts, np.asarray(dones, dtype=np.float32)

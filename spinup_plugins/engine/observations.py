@@ -72,6 +72,8 @@ class Observations:
             if len(prepared) < len(found) or len({(len(rows), several) for rows, several in prepared}) > 1:
                 return None
             return np.concatenate([rows for rows, _ in prepared], axis=1), prepared[0][1]
+        if isinstance(observation, (int, np.generic)):
+            observation = np.asarray(observation)
         if not isinstance(observation, np.ndarray) or observation.dtype == object:
             return None
         shape = self.space.shape
