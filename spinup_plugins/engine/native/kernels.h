@@ -205,8 +205,8 @@ static void ISA(product)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, con
             ptrdiff_t ragged = width % VW;
             const float *from = b + k * b_row + j, *start = bias && k == 0 ? bias + j : NULL;
             ptrdiff_t from_row = b_row;
-            if (ragged || (rows > 4 * MR && b_row > 128)) {
-                /* Whole vectors must not read past a row's end; wide rows, a page apart, are read once and no more. */
+            if (ragged) {
+                /* Whole vectors must not read past a row's end. Elsewhere reading B in place is faster than any packing. */
                 for (ptrdiff_t r = 0; r < deep; r++) {
                     memcpy(pack + r * vectors * VW, from + r * b_row, width * 4);
                     memset(pack + r * vectors * VW + width, 0, (vectors * VW - width) * 4);
