@@ -112,6 +112,7 @@ def test_off_policy(cls: type, kwargs: str, engine: str) -> None:
     assert gap(ours, peer, relative=engine != "torch") <= 1e-5
 
 
+@pytest.mark.parametrize("engine", TIERS)
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -122,10 +123,11 @@ def test_off_policy(cls: type, kwargs: str, engine: str) -> None:
     ],
     ids=str,
 )
-def test_sac_options(kwargs: dict[str, Any]) -> None:
+def test_sac_options(kwargs: dict[str, Any], engine: str) -> None:
     options = {"learning_starts": 1000, "buffer_size": 500, "batch_size": 32} | kwargs
-    ours, peer = (train_once(c, "Pendulum-v1", **options) for c in (SAC, sb3.SAC))
-    assert gap(ours, peer) <= 1e-5
+    engine = "torch" if "use_sde" in kwargs else engine
+    ours, peer = train_once(SAC, "Pendulum-v1", engine=engine, **options), train_once(sb3.SAC, "Pendulum-v1", **options)
+    assert gap(ours, peer, relative=engine != "torch") <= 1e-5
 
 
 @given(
@@ -151,14 +153,16 @@ def test_on_policy_shapes(cls: type, n_steps: int, batch_size: int, widths: list
 @pytest.mark.parametrize("cls", [PPO, TRPO, DDPG, TD3, SAC])
 def test_whole_learn(cls: type, engine: str) -> None:
     """Same seed, same numbers: acting, collecting, bootstrapping at time limits and updating, several times over."""
-    kwargs: dict[str, Any] = {"n_steps": 256} if cls in (PPO, TRPO) else {"buffer_size": 1000, "gradient_steps": 1}
+    on_policy = cls in (PPO, TRPO)
+    kwargs: dict[str, Any] = {"n_steps": 256} if on_policy else {"buffer_size": 1000, "gradient_steps": 1}
     extra = {"kl_reduction": "mean"} if cls is TRPO else {}
-    ours = cls("MlpPolicy", "Pendulum-v1", **deepcopy(SMALL | kwargs), engine=engine, **extra).learn(512)
-    peer = PEERS[cls]("MlpPolicy", "Pendulum-v1", **deepcopy(SMALL | kwargs)).learn(512)
+    steps, tolerance = (512, 1e-4) if on_policy else (400, 2e-5)  # rounding, amplified over many updates
+    ours = cls("MlpPolicy", "Pendulum-v1", **deepcopy(SMALL | kwargs), engine=engine, **extra).learn(steps)
+    peer = PEERS[cls]("MlpPolicy", "Pendulum-v1", **deepcopy(SMALL | kwargs)).learn(steps)
     if cls is PPO:
         assert gap(ours, peer, relative=True) <= 1e-6
     for p, q in zip(ours.policy.parameters(), peer.policy.parameters(), strict=True):
-        th.testing.assert_close(p, q, rtol=0, atol=1e-4)  # rounding, amplified over many updates
+        th.testing.assert_close(p, q, rtol=0, atol=tolerance)
     assert [e["r"] for e in ours.ep_info_buffer] == pytest.approx([e["r"] for e in peer.ep_info_buffer], rel=1e-4)
 
 

@@ -678,7 +678,7 @@ def test_memory_may_be_optimised_along_with_timeouts(cls: type) -> None:
 
 def test_replay_buffers_move_between_the_two(tmp_path: Any) -> None:
     """Files of either open in either, the compact ones wherever this package is installed."""
-    ours, peer = learnt(SAC), learnt(PEERS[SAC])
+    ours, peer = learnt(SAC, engine="torch"), learnt(PEERS[SAC])
     ours.save_replay_buffer(tmp_path / "ours")
     peer.save_replay_buffer(tmp_path / "peers")
     expected = draw(peer.replay_buffer, 9)

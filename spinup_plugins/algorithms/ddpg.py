@@ -168,23 +168,20 @@ class DDPG(OffPolicy):
         """Take ``gradient_steps`` steps of (1)-(4), each on a fresh minibatch."""
         self._update_learning_rates()
         networks: DeterministicActorCritic | None = self._tier().bound
-        critic_losses: list[Any] = []
-        actor_losses: list[Any] = []
+        losses: list[tuple[Any, Any]] = []
         if networks is None:
             self.policy.set_training_mode(True)
         else:
             networks.begin()
         for _ in range(gradient_steps):
             if networks is None:
-                critic_loss, actor_loss = self._update(self._sample(batch_size))
+                losses.append(self._update(self._sample(batch_size)))
             else:
-                transitions = self._transitions(batch_size, networks.observations)
-                critic_loss, actor_loss = networks.update_critic(transitions), networks.update_actor(transitions, self.tau)
-            critic_losses.append(critic_loss)
-            actor_losses.append(actor_loss)
+                batch = self._transitions(batch_size, networks.observations)
+                losses.append((networks.update_critic(batch), networks.update_actor(batch, self.tau)))
 
         self._n_updates += gradient_steps
-        self._record_means({"actor_loss": actor_losses, "critic_loss": critic_losses})
+        self._record_means({"actor_loss": [actor for _, actor in losses], "critic_loss": [critic for critic, _ in losses]})
 
     def _update(self, batch: Batch) -> tuple[th.Tensor, th.Tensor]:
         """One gradient step of critic and actor; returns their detached losses."""

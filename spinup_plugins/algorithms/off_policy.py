@@ -1,6 +1,7 @@
 """What DDPG, TD3 and SAC share: batches, learning rates, exploration noise, and when gradient steps begin."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -33,7 +34,8 @@ from spinup_plugins.algorithms.common import DropIn, choice, fused, has_listener
 from spinup_plugins.engine.networks import Unsupported
 from spinup_plugins.engine.observations import Observations
 from spinup_plugins.engine.q_learning import Transitions
-from spinup_plugins.engine.replay import COUNTERPARTS, RESET_STEP, CompactReplayBuffer
+from spinup_plugins.engine.replay import COUNTERPARTS, RESET_STEP, CompactNStepReplayBuffer, CompactReplayBuffer
+from spinup_plugins.engine.threads import computing_threads, widest_layer
 from spinup_plugins.engine.tiers import EngineName
 from spinup_plugins.errors import ConfigError
 
@@ -127,7 +129,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         self._track_batch_norm("critic")
 
     #: methods that the engine stands in for; where a subclass has its own, torch runs them
-    _replaced: ClassVar[tuple[str, ...]] = ("train", "_sample", "_update_target", "_update_learning_rates")
+    _replaced: ClassVar[tuple[str, ...]] = ("_sample", "_update_target")
 
     def _check_methods(self) -> None:
         """Raise :class:`Unsupported` for a subclass that the engine would bypass."""
@@ -188,7 +190,10 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
     def _update_target(self, name: str) -> None:
         """θ_targ ← τ θ + (1 − τ) θ_targ."""
         network, target = getattr(self, name), getattr(self, f"{name}_target")
-        polyak_update(network.parameters(), target.parameters(), self.tau)
+        parameters, targets = list(network.parameters()), list(target.parameters())
+        with th.no_grad():
+            th._foreach_mul_(targets, 1.0 - self.tau)
+            th._foreach_add_(targets, parameters, alpha=self.tau)
         polyak_update(getattr(self, f"{name}_batch_norm_stats"), getattr(self, f"{name}_batch_norm_stats_target"), 1.0)
 
     def _update_learning_rates(self, others: Iterable[th.optim.Optimizer] = ()) -> None:
@@ -217,15 +222,30 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
 
         :param observations: turns observations into what the networks read
         """
-        assert self.replay_buffer is not None, "set by _setup_model"
-        data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        buffer = self.replay_buffer
+        if not isinstance(buffer, CompactReplayBuffer) or type(buffer) not in (CompactReplayBuffer, CompactNStepReplayBuffer):
+            batch = self._sample(batch_size)
+            states, next_states = (
+                {key: part.numpy() for key, part in each.items()} if isinstance(each, dict) else each.numpy()
+                for each in (batch.observations, batch.next_observations)
+            )
+            discounts = batch.discounts
+            return Transitions(
+                observations.rows(states),
+                np.ascontiguousarray(batch.actions.numpy(), dtype=np.float32),
+                batch.rewards.numpy(),
+                observations.rows(next_states),
+                batch.dones.numpy(),
+                discounts.numpy() if isinstance(discounts, th.Tensor) else discounts,
+            )
+        data = buffer.sample_arrays(batch_size, self._vec_normalize_env)
         return Transitions(
-            observations.rows(data.observations.numpy()),
-            data.actions.numpy(),
-            data.rewards.numpy().reshape(-1),
-            observations.rows(data.next_observations.numpy()),
-            data.dones.numpy().reshape(-1),
-            self.gamma if data.discounts is None else data.discounts.numpy().reshape(-1),
+            observations.rows(data.observations),
+            data.actions,
+            data.rewards,
+            observations.rows(data.next_observations),
+            data.dones,
+            self.gamma if data.discounts is None else data.discounts,
         )
 
     def _record_means(self, metrics: dict[str, list[Any]]) -> None:
@@ -271,7 +291,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         :return: the model itself
         :raises EnvError: when the environment returns a NaN, an infinity or a wrong shape
         """
-        with self._named_faults():
+        with self._named_faults(), self._threads():
             tb_log_name = self._log_name() if tb_log_name is None else tb_log_name
             total_timesteps, callback = self._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
@@ -300,6 +320,11 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
             callback.on_training_end()
         return self
 
+    def _threads(self) -> AbstractContextManager[int]:
+        """Compute with ``n_threads``, or with as many as are fastest."""
+        widest = widest_layer(self.policy)
+        return computing_threads(self._tier().name, self.n_threads, widest=widest, batch=self.batch_size)
+
     def collect_rollouts(
         self,
         env: VecEnv,
@@ -323,7 +348,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         :param log_interval: episodes between two log writes
         :return: steps over all environments, episodes, and whether training goes on
         """
-        if self._tier().bound is None:
+        if self.policy.training:
             self.policy.set_training_mode(False)
         num_collected_steps, num_collected_episodes, continue_training = 0, 0, True
         assert train_freq.frequency > 0, "Should at least collect one step or episode."

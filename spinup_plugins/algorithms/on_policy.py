@@ -29,6 +29,7 @@ from spinup_plugins.algorithms.common import DropIn, choice, fused, has_listener
 from spinup_plugins.engine.actor_critic import ActorCritic
 from spinup_plugins.engine.networks import Unsupported
 from spinup_plugins.engine.replay import RESET_STEP
+from spinup_plugins.engine.threads import computing_threads, widest_layer
 from spinup_plugins.engine.tiers import EngineName, native
 from spinup_plugins.envs.gymnasium_vec import parts
 
@@ -150,7 +151,10 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         :return: the model itself
         :raises EnvError: when the environment returns a NaN, an infinity or a wrong shape
         """
-        with self._named_faults():
+        rows = self.n_steps * self.n_envs
+        batch = getattr(self, "batch_size", None) or rows
+        tier, widest = self._tier().name, widest_layer(self.policy)
+        with self._named_faults(), computing_threads(tier, self.n_threads, widest=widest, batch=min(batch, rows)):
             return super().learn(
                 total_timesteps,
                 callback,

@@ -192,7 +192,7 @@ def _times_transposed(g: Floats, weight: Floats, out: Floats) -> Floats:
     """G Wᵀ; an outer product at a quarter of BLAS's time."""
     if g.shape[1] == 1:
         return np.multiply(g, weight.T, out=out)
-    return np.dot(g, weight.T, out)  # type: ignore[no-any-return]
+    return np.dot(g, weight.T, out)
 
 
 def _step_back(mlp: MLP, tape: Tape, index: int, g: Floats, parts: list[Floats]) -> Floats:
@@ -519,7 +519,7 @@ def surrogate(
     k1 = -float(np.add.reduce(log_ratio)) / batch
     deviation = np.subtract(ratio, ONE)
     k3 = float(np.add.reduce(deviation)) / batch + k1
-    gain = np.multiply(ratio, advantages, ratio)
+    gain = np.multiply(ratio, advantages)
     np.multiply(gain, np.float32(-1.0 / batch), grad_log_prob)
     if clip_range == math.inf:
         return -float(np.add.reduce(gain)) / batch, k3, k1, 0.0
@@ -527,7 +527,6 @@ def surrogate(
     outside = log_ratio > np.float32(clip_range)
     count = np.count_nonzero(outside)
     if count:  # else both sides of the minimum are the same
-        ratio = deviation + ONE
         clipped = np.minimum(np.maximum(ratio, np.float32(1 - clip_range)), np.float32(1 + clip_range)) * advantages
         grad_log_prob *= gain <= clipped
         gain = np.minimum(gain, clipped)

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch as th
@@ -33,6 +33,7 @@ __all__ = [
     "CompactReplayBuffer",
     "NextObservations",
     "ObservationStore",
+    "SampledArrays",
 ]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -42,6 +43,27 @@ RESET_STEP: Final = "reset_step"
 
 #: key of the only part of an observation that is no Dict
 PLAIN: Final = ""
+
+
+class SampledArrays(NamedTuple):
+    """A minibatch of transitions as arrays."""
+
+    observations: Array  #: (B, …)
+    actions: Array  #: (B, A)
+    next_observations: Array  #: (B, …)
+    dones: Array  #: (B,), 1 at terminal states only
+    rewards: Array  #: (B,)
+    discounts: Array | None  #: (B,), γ^n where rewards are summed over n steps
+
+
+class Outcomes(NamedTuple):
+    """What minibatches are made of: cells, row · N + environment each, and what follows from acting there."""
+
+    first: Array  #: (B,) cells of observations and actions
+    final: Array  #: (B,) cells whose next observations are the transitions'
+    rewards: Array  #: (B,)
+    dones: Array  #: (B,)
+    discounts: Array | None  #: (B,)
 
 
 class ObservationStore:
@@ -175,6 +197,16 @@ class ObservationStore:
         """
         return {key: _take(ring.reshape(-1, *ring.shape[2:]), cells) for key, ring in self.ring.items()}
 
+    def take_part(self, key: str, cells: Array) -> Array:
+        """Copy one part of observations.
+
+        :param key: the part
+        :param cells: row · N + environment of each, (B,)
+        :return: (B, …)
+        """
+        ring = self.ring[key]
+        return ring.reshape(-1, *ring.shape[2:]).take(cells, axis=0, mode="wrap")
+
     def take_next(self, cells: Array) -> dict[str, Array]:
         """Copy next observations.
 
@@ -195,8 +227,7 @@ class ObservationStore:
         :param cells: row · N + environment of each, (B,)
         :return: (B, …)
         """
-        ring = self.ring[key]
-        following = ring.reshape(-1, *ring.shape[2:]).take(cells + self.n_envs, axis=0, mode="wrap")
+        following = self.take_part(key, cells + self.n_envs)
         aside, places = self._find_aside(cells)
         if len(aside):
             following[aside] = self.side[key][places]
@@ -425,6 +456,25 @@ class CompactReplayBuffer(ReplayBuffer):
         """
         return super(ReplayBuffer, self).sample(batch_size, env)
 
+    def sample_arrays(self, batch_size: int, env: VecNormalize | None = None) -> SampledArrays:
+        """Draw what ``sample`` would, by the same draws, without making tensors; not for Dict observations.
+
+        :param batch_size: number of transitions B
+        :param env: normalises observations and rewards
+        """
+        rows = np.random.randint(0, self.size(), size=batch_size)
+        if self.n_envs > 1 or self._reset_cells is not None:
+            rows, envs = self._without_reset_steps(rows, np.random.randint(0, high=self.n_envs, size=(batch_size,)))
+        else:  # a draw from one number leaves the generator as it is
+            envs = np.zeros(batch_size, dtype=np.int64)
+        first, final, rewards, dones, discounts = self._outcomes_at(rows, envs, env)
+        observations: Any = self._store.take_part(PLAIN, first)
+        next_observations: Any = self._store.take_next_part(PLAIN, final)
+        if env is not None:
+            observations, next_observations = env.normalize_obs(observations), env.normalize_obs(next_observations)
+        actions = self.actions.reshape(-1, self.action_dim).take(first, axis=0, mode="wrap")
+        return SampledArrays(observations, actions, next_observations, dones, rewards, discounts)
+
     def _get_samples(self, batch_inds: Array, env: VecNormalize | None = None) -> Any:
         envs = np.random.randint(0, high=self.n_envs, size=(len(batch_inds),))
         rows, envs = self._without_reset_steps(np.array(batch_inds), envs)
@@ -443,15 +493,21 @@ class CompactReplayBuffer(ReplayBuffer):
             hits = hits[self._reset_cells[rows[hits], envs[hits]]]
         return rows, envs
 
-    def _samples_at(self, rows: Array, envs: Array, env: VecNormalize | None) -> Any:
+    def _outcomes_at(self, rows: Array, envs: Array, env: VecNormalize | None) -> Outcomes:
+        """What comes of acting at these rows and environments."""
         cells = rows * self.n_envs + envs
         dones, timeouts, rewards = (array.reshape(-1).take(cells) for array in (self.dones, self.timeouts, self.rewards))
+        return Outcomes(cells, cells, self._normalize_reward(rewards, env), dones * (1 - timeouts), None)
+
+    def _samples_at(self, rows: Array, envs: Array, env: VecNormalize | None) -> Any:
+        first, final, rewards, dones, discounts = self._outcomes_at(rows, envs, env)
         return ReplayBufferSamples(
-            observations=self._observations(self._store.take(cells), env),
-            actions=self.to_torch(_take(self.actions.reshape(-1, self.action_dim), cells), copy=False),
-            next_observations=self._observations(self._store.take_next(cells), env),
-            dones=self.to_torch((dones * (1 - timeouts)).reshape(-1, 1)),
-            rewards=self.to_torch(self._normalize_reward(rewards.reshape(-1, 1), env)),
+            observations=self._observations(self._store.take(first), env),
+            actions=self.to_torch(_take(self.actions.reshape(-1, self.action_dim), first), copy=False),
+            next_observations=self._observations(self._store.take_next(final), env),
+            dones=self.to_torch(dones.reshape(-1, 1)),
+            rewards=self.to_torch(rewards.reshape(-1, 1)),
+            discounts=None if discounts is None else self.to_torch(discounts.reshape(-1, 1)),
         )
 
     def _observations(self, parts: dict[str, Array], env: VecNormalize | None) -> Any:
@@ -491,7 +547,7 @@ class CompactNStepReplayBuffer(CompactReplayBuffer, NStepReplayBuffer):
         self.n_steps = n_steps
         self.gamma = gamma
 
-    def _samples_at(self, rows: Array, envs: Array, env: VecNormalize | None) -> ReplayBufferSamples:
+    def _outcomes_at(self, rows: Array, envs: Array, env: VecNormalize | None) -> Outcomes:
         steps = np.arange(self.n_steps)
         window = (rows[:, None] + steps) % self.buffer_size
         cells = window * self.n_envs + envs[:, None]
@@ -505,17 +561,12 @@ class CompactNStepReplayBuffer(CompactReplayBuffer, NStepReplayBuffer):
 
         rewards = self._normalize_reward(self.rewards.reshape(-1).take(cells), env)
         discounts = self.gamma ** steps.astype(np.float32)[None]
-        returns = (rewards * discounts * kept).sum(axis=1, keepdims=True)
-        first, final = cells[:, 0], np.take_along_axis(cells, last[:, None], axis=1)[:, 0]
-        final_dones, final_timeouts = (np.take_along_axis(array, last[:, None], axis=1) for array in (dones, timeouts))
-        return ReplayBufferSamples(
-            observations=self._observations(self._store.take(first), env),
-            actions=self.to_torch(_take(self.actions.reshape(-1, self.action_dim), first), copy=False),
-            next_observations=self._observations(self._store.take_next(final), env),
-            dones=self.to_torch(final_dones * (1 - final_timeouts)),
-            rewards=self.to_torch(returns),
-            discounts=self.to_torch(self.gamma ** kept.sum(axis=1, keepdims=True).astype(np.float32)),
+        returns = (rewards * discounts * kept).sum(axis=1)
+        final, final_dones, final_timeouts = (
+            np.take_along_axis(array, last[:, None], axis=1)[:, 0] for array in (cells, dones, timeouts)
         )
+        ahead = self.gamma ** kept.sum(axis=1).astype(np.float32)
+        return Outcomes(cells[:, 0], final, returns, final_dones * (1 - final_timeouts), ahead)
 
 
 class CompactHerReplayBuffer(HerReplayBuffer, CompactDictReplayBuffer):  # type: ignore[override]

@@ -1,0 +1,475 @@
+"""Stable-Baselines3's ``SACPolicy`` and ``TD3Policy`` on the engine: acting, and the gradient steps of SAC, TD3 and DDPG.
+
+Equations are those of the algorithms' own files; gradients are written beside the code that takes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from operator import is_
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
+from stable_baselines3.sac import policies as sac
+from stable_baselines3.sac.policies import SACPolicy
+from stable_baselines3.td3 import policies as td3
+from stable_baselines3.td3.policies import TD3Policy
+from torch import nn
+
+from spinup_plugins.engine.networks import MLP, Adam, Floats, Memory, Shape, Unsupported, shape_of
+from spinup_plugins.engine.observations import Observations
+
+__all__ = ["DeterministicActorCritic", "SoftActorCritic", "Temperature", "Transitions"]
+
+
+class Transitions(NamedTuple):
+    """A minibatch; actions are scaled to [−1, 1]."""
+
+    observations: Floats  #: (B, in), what the networks read
+    actions: Floats  #: (B, A)
+    rewards: Floats  #: (B,), summed over n steps where the buffer does so
+    next_observations: Floats  #: (B, in)
+    dones: Floats  #: (B,), 1 at terminal states only
+    discounts: Floats | float  #: γ, or (B,) with γ^n
+
+
+class Workspace:
+    """Arrays that a gradient step writes, for one batch size."""
+
+    def __init__(self, batch: int, width: int, actions: int, params: int) -> None:
+        #: what critics read, (B, in + A): s beside a, later beside the actor's action; and s' beside a'
+        self.inputs, self.next_inputs = np.empty((2, batch, width + actions), dtype=np.float32)
+        self.states, self.next_states = self.inputs[:, :width], self.next_inputs[:, :width]
+        self.actions, self.next_actions = self.inputs[:, width:], self.next_inputs[:, width:]
+        #: standard normal noise, (B, A) twice, on memory that torch's generator fills
+        self.tensors = th.empty(batch, actions), th.empty(batch, actions)
+        self.noise, self.next_noise = (tensor.numpy() for tensor in self.tensors)
+        self.drawn, self.next_drawn, self.grad_actions, self.part = np.empty((4, batch, actions), dtype=np.float32)
+        self.log_prob, self.next_log_prob, self.values, self.targets = np.empty((4, batch), dtype=np.float32)
+        self.grad_values = np.empty((batch, 1), dtype=np.float32)
+        self.ascent = np.full((batch, 1), -1.0 / batch, dtype=np.float32)  #: ∂(−mean Q)/∂Q
+        self.grad_params = np.empty((batch, params), dtype=np.float32)
+
+
+def _tensors(adam: Adam) -> list[th.Tensor]:
+    """The optimiser's state: other tensors than before were loaded or replaced."""
+    return [tensor for state in adam.optimizer.state.values() for tensor in state.values()]
+
+
+class ActorCritic:
+    """What both kinds of policy share: an actor, critics Q_i(s, a) and their targets on flat memory.
+
+    :param policy: its parameters become views of the memories
+    :param ops: one tier's primitives
+    :raises Unsupported: when the policy is of another kind
+    """
+
+    #: networks of the policy that must be there, by name and class
+    _kinds: dict[str, type[nn.Module]]
+    _policy_classes: tuple[type[nn.Module], ...]
+
+    def __init__(self, policy: Any, ops: Any) -> None:
+        kind: type = type(policy)
+        if kind not in self._policy_classes:
+            raise Unsupported(f"a policy of class {kind.__name__}")
+        if getattr(policy.actor, "use_sde", False):
+            raise Unsupported("gSDE")
+        self.policy, self.ops = policy, ops
+        self.observations = Observations(policy.observation_space, policy.normalize_images)
+        self._networks = {name: getattr(policy, name) for name in self._kinds}
+        for name, network in self._networks.items():
+            if type(network) is not self._kinds[name]:
+                raise Unsupported(f"a network of class {type(network).__name__}")
+            extractor = network.features_extractor
+            if type(extractor) not in (FlattenExtractor, CombinedExtractor):
+                raise Unsupported(f"a features extractor of class {type(extractor).__name__}")
+            # Without images a combined extractor only lays its parts side by side.
+            if any(type(part) is not nn.Flatten for part in getattr(extractor, "extractors", {}).values()):
+                raise Unsupported("images")
+        if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in policy.modules()):
+            raise Unsupported("a hook on one of its modules")
+        self._parameters: list[nn.Parameter] = []
+        self._addresses: list[int] = []
+        try:
+            self._take_memory(policy)
+        except Unsupported:
+            for p in policy.parameters():
+                p.data = p.data.contiguous()  # as torch, which is to go on with them, has made them
+            raise
+        self.action_shape = policy.action_space.shape
+        self.low, self.range = policy.action_space.low, policy.action_space.high - policy.action_space.low
+        #: widths of what networks read, and of actions
+        self.width, self.action_dim = int(self.actor.shape.sizes[0]), int(self.actor.shape.sizes[-1])
+        self._workspaces: dict[int, Workspace] = {}
+        self._noise: dict[int, tuple[th.Tensor, Floats]] = {}
+
+    def _take_memory(self, policy: Any) -> None:
+        """Make the parameters views of flat memories, and share the optimisers' state."""
+        shape, layers = self._actor_shape(policy.actor)
+        critics, targets = ([shape_of([q]) for q in each.q_networks] for each in (policy.critic, policy.critic_target))
+        actor_memory, self.critic_memory, self.critic_target_memory = (
+            Memory([(shape, layers)]),
+            Memory(critics),
+            Memory(targets),
+        )
+        self._hold(actor_memory, self.critic_memory, self.critic_target_memory)
+        self._optimizers = policy.actor.optimizer, policy.critic.optimizer
+        self.actor_adam, self.critic_adam = (
+            Adam(actor_memory, policy.actor.optimizer),
+            Adam(self.critic_memory, policy.critic.optimizer),
+        )
+        #: the optimisers' state as we left it, ``None`` where it must be looked at again
+        self._left: dict[Adam, list[th.Tensor] | None] = {self.actor_adam: None, self.critic_adam: None}
+        self.actor = MLP(shape, actor_memory.array, self.actor_adam.grad)
+        memory, grad = self.critic_memory, self.critic_adam.grad
+        self.critics = [MLP(part, memory.part(i), memory.part(i, grad)) for i, (part, _) in enumerate(critics)]
+        self.critic_targets = [MLP(part, self.critic_target_memory.part(i)) for i, (part, _) in enumerate(targets)]
+
+    def _actor_shape(self, actor: Any) -> tuple[Shape, list[nn.Linear]]:
+        raise NotImplementedError
+
+    def _hold(self, *memories: Memory) -> None:
+        """Note where these memories' parameters are."""
+        self._parameters += [p for memory in memories for p in memory.parameters]
+        self._addresses = [p.data_ptr() for p in self._parameters]
+
+    @property
+    def held(self) -> bool:
+        """Whether the policy's networks, parameters and optimisers are still those that were bound."""
+        modules = self.policy._modules
+        for name, network in self._networks.items():
+            if modules.get(name) is not network:
+                return False
+        actor, critic = self._optimizers
+        if self._networks["actor"].optimizer is not actor or self._networks["critic"].optimizer is not critic:
+            return False
+        return [p.data_ptr() for p in self._parameters] == self._addresses
+
+    def workspace(self, batch: int) -> Workspace:
+        """Return the arrays for this batch size, made once."""
+        found = self._workspaces.get(batch)
+        if found is None:
+            if len(self._workspaces) >= 4:
+                self._workspaces.clear()
+            found = Workspace(batch, self.width, self.action_dim, self.actor.tape(batch).output.shape[1])
+            self._workspaces[batch] = found
+        return found
+
+    # --- acting ------------------------------------------------------------------------------------------------------
+
+    def act(self, x: Floats, deterministic: bool) -> Floats:
+        """Actions in [−1, 1], (N, A), for (N, in); may be overwritten by the next call."""
+        raise NotImplementedError
+
+    def predict(self, observation: Any, deterministic: bool) -> Any | None:
+        """What ``policy.predict`` returns for one observation or a batch; ``None`` for what else it may take."""
+        if isinstance(observation, (np.generic, int, float, list)):
+            observation = np.array(observation)
+        prepared = self.observations.batch(observation)
+        if prepared is None:
+            return None
+        x, several = prepared
+        actions = self.act(x, deterministic).reshape(-1, *self.action_shape)
+        actions = self.low + (0.5 * (actions + 1.0) * self.range)  # BasePolicy.unscale_action
+        return actions if several else actions[0]
+
+    # --- learning ----------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Take over, before some gradient steps, what others may have made of the optimisers' state."""
+        for adam, left in self._left.items():
+            if left is not None:
+                held = _tensors(adam)
+                if len(held) != len(left) or not all(map(is_, held, left)):
+                    left = None
+            if left is None:
+                adam.begin()
+                self._left[adam] = None
+
+    def _smallest(self, critics: Sequence[MLP], inputs: Floats, out: Floats) -> None:
+        """min_i Q_i of each row of (B, in + A), into (B,)."""
+        forward, batch = self.ops.mlp_forward, len(inputs)
+        for i, critic in enumerate(critics):
+            values = forward(critic, critic.tape(batch), inputs).reshape(batch)
+            if i == 0:
+                out[:] = values
+            else:
+                np.minimum(out, values, out=out)
+
+    def _descend(self, adam: Adam) -> None:
+        adam.step(self.ops, 0, len(adam.memory.parameters), adam.optimizer.param_groups[0]["lr"])
+        if self._left[adam] is None:
+            self._left[adam] = _tensors(adam)
+
+    def _critic_step(self, work: Workspace, batch: Transitions, next_values: Floats, coefficient: float) -> float:
+        """y = r + γ (1 − d) V(s'), then a step down J(φ) = c Σ_i mean[ (Q_i(s, a) − y)² ], ∂J/∂Q_i = 2c (Q_i − y) / B.
+
+        :param next_values: V(s'), (B,), overwritten
+        :param coefficient: c
+        :return: J(φ)
+        """
+        ops, size = self.ops, len(batch.rewards)
+        targets = np.subtract(1.0, batch.dones, out=work.targets)
+        targets *= batch.discounts
+        targets *= next_values
+        targets += batch.rewards
+        loss = 0.0
+        for critic in self.critics:
+            tape = critic.tape(size)
+            values = ops.mlp_forward(critic, tape, work.inputs).reshape(size)
+            loss += ops.value_loss(values, targets, targets, math.inf, coefficient, work.grad_values.reshape(size))
+            ops.mlp_backward(critic, tape, work.grad_values)
+        self._descend(self.critic_adam)
+        return coefficient * loss
+
+    def _actor_step(self, grad_params: Floats) -> None:
+        """Step the actor, whose last pass was on the batch, along ∂L/∂output, (B, heads · A)."""
+        self.ops.mlp_backward(self.actor, self.actor.tape(len(grad_params)), grad_params)
+        self._descend(self.actor_adam)
+
+
+class SoftActorCritic(ActorCritic):
+    """SAC's networks; its actor's output is μ beside log σ."""
+
+    _policy_classes = (SACPolicy, sac.MultiInputPolicy)
+    _kinds = {"actor": sac.Actor, "critic": ContinuousCritic, "critic_target": ContinuousCritic}  # noqa: RUF012
+
+    def _actor_shape(self, actor: Any) -> tuple[Shape, list[nn.Linear]]:
+        return shape_of([actor.latent_pi], heads=[actor.mu, actor.log_std])
+
+    def act(self, x: Floats, deterministic: bool) -> Floats:
+        """tanh(μ), or tanh(μ + σ ε) with the noise that ``Normal.rsample`` would draw."""
+        batch, size = len(x), self.action_dim
+        params = self.ops.mlp_forward(self.actor, self.actor.tape(batch), x)
+        if deterministic:
+            return np.tanh(params[:, :size])  # type: ignore[no-any-return]
+        tensor, noise = self._noise_of(batch)
+        tensor.normal_()
+        u: Floats = np.minimum(np.maximum(params[:, size:], -20.0), 2.0)
+        np.exp(u, out=u)
+        u *= noise
+        u += params[:, :size]
+        np.tanh(u, out=u)
+        return u
+
+    def _noise_of(self, batch: int) -> tuple[th.Tensor, Floats]:
+        found = self._noise.get(batch)
+        if found is None:
+            if len(self._noise) >= 16:
+                self._noise.clear()
+            tensor = th.empty(batch, self.action_dim)
+            found = self._noise[batch] = tensor, tensor.numpy()
+        return found
+
+    def noise(self, batch: int) -> tuple[Floats, Floats]:
+        """ε for ã ~ π(·|s) and for a' ~ π(·|s'), (B, A) each, drawn as ``randn_like`` draws them one after the other."""
+        work = self.workspace(batch)
+        for tensor in work.tensors:
+            tensor.normal_()
+        return work.noise, work.next_noise
+
+    def update(
+        self,
+        batch: Transitions,
+        noise: tuple[Floats, Floats],
+        ent_coef: Temperature | float,
+        *,
+        exact: bool,
+        critic_loss_coef: float,
+        tau: float | None,
+    ) -> dict[str, float]:
+        """One gradient step of everything, eqs. (1)-(5) of :mod:`spinup_plugins.algorithms.sac`.
+
+        :param batch: transitions
+        :param noise: ε and ε', (B, A) each
+        :param ent_coef: α, learnt or fixed
+        :param exact: which correction of log π
+        :param critic_loss_coef: c of eq. (3)
+        :param tau: τ of eq. (5); ``None`` where it is not this step's turn
+        :return: losses and α
+        """
+        ops, actor, size = self.ops, self.actor, len(batch.rewards)
+        work, metrics = self.workspace(size), dict[str, float]()
+        work.states[...], work.next_states[...] = batch.observations, batch.next_observations
+        work.actions[...] = batch.actions
+
+        # The pass on s' comes first so that the tape is left with the one on s, which the backward pass is for.
+        params = ops.mlp_forward(actor, actor.tape(size, slot=1), batch.next_observations)
+        ops.squash(params, noise[1], exact, work.next_drawn, work.next_log_prob)
+        params = ops.mlp_forward(actor, actor.tape(size), batch.observations)
+        ops.squash(params, noise[0], exact, work.drawn, work.log_prob)
+
+        log_prob = float(np.add.reduce(work.log_prob)) / size
+        if isinstance(ent_coef, Temperature):
+            alpha, metrics["ent_coef_loss"] = ent_coef.update(log_prob)  # eq. (1)
+        else:
+            alpha = ent_coef
+
+        work.next_actions[...] = work.next_drawn
+        self._smallest(self.critic_targets, work.next_inputs, work.values)
+        work.next_log_prob *= np.float32(alpha)
+        work.values -= work.next_log_prob
+        loss_q = self._critic_step(work, batch, work.values, critic_loss_coef)  # eqs. (2), (3)
+
+        # Eq. (4): ∂L/∂Q_i = −1/B in the rows where Q_i is the smallest, the first of equals; ∂L/∂log π = α/B.
+        work.actions[...] = work.drawn
+        value = self._min_q_gradient(work)
+        grad = work.grad_params
+        ops.squash_gradient(params, noise[0], work.drawn, exact, work.grad_actions, alpha / size, grad)
+        self._actor_step(grad)
+
+        if tau is not None:
+            ops.polyak(self.critic_memory.array, self.critic_target_memory.array, tau)  # eq. (5)
+        metrics |= {"ent_coef": alpha, "actor_loss": alpha * log_prob - value, "critic_loss": loss_q}
+        return metrics
+
+    def _min_q_gradient(self, work: Workspace) -> float:
+        """Gradient of −mean min_i Q_i(s, ã) with respect to ã, into ``work.grad_actions``; returns mean min_i Q_i."""
+        ops, critics, size, first = self.ops, self.critics, len(work.inputs), self.width
+        tapes = [critic.tape(size) for critic in critics]
+        values = [ops.mlp_forward(critic, tape, work.inputs) for critic, tape in zip(critics, tapes, strict=True)]
+        if len(critics) == 1:
+            ops.mlp_input_gradient(critics[0], tapes[0], None, work.ascent, first, work.grad_actions)
+            return float(np.add.reduce(values[0].reshape(size))) / size
+        if len(critics) == 2:
+            second = np.greater(values[0], values[1]).reshape(size)
+            which = [np.flatnonzero(~second), np.flatnonzero(second)]
+        else:
+            smallest = np.argmin(np.concatenate(values, axis=1), axis=1)
+            which = [np.flatnonzero(smallest == i) for i in range(len(critics))]
+        total = 0.0
+        for critic, tape, rows, q in zip(critics, tapes, which, values, strict=True):
+            count = len(rows)
+            if count == size:
+                ops.mlp_input_gradient(critic, tape, None, work.ascent, first, work.grad_actions)
+            elif count:
+                part = work.part[:count]
+                ops.mlp_input_gradient(critic, tape, rows, work.ascent[:count], first, part)
+                work.grad_actions[rows] = part
+            total += float(np.add.reduce(q.reshape(size)[rows]))
+        return total / size
+
+
+class Temperature:
+    """α of SAC, learnt on the memory of torch's own log α and optimiser.
+
+    :param ops: one tier's primitives
+    :param log_ent_coef: log α, (1,)
+    :param optimizer: its optimiser
+    :param target_entropy: H̄, nats
+    """
+
+    def __init__(self, ops: Any, log_ent_coef: th.Tensor, optimizer: th.optim.Optimizer, target_entropy: float) -> None:
+        state: dict[str, th.Tensor] = optimizer.state[log_ent_coef]
+        if not state:  # as Adam itself begins
+            zeros = (th.zeros_like(log_ent_coef, requires_grad=False) for _ in range(2))
+            state.update(zip(("step", "exp_avg", "exp_avg_sq"), (th.tensor(0.0), *zeros), strict=True))
+        self.adam, self.target_entropy = ops.adam, target_entropy
+        self.log_alpha: Floats = log_ent_coef.detach().numpy()
+        self.step, self.first, self.second = (state[key].numpy() for key in ("step", "exp_avg", "exp_avg_sq"))
+        self.group = optimizer.param_groups[0]
+        self.grad = np.empty(1, dtype=np.float32)
+
+    @staticmethod
+    def check(log_ent_coef: th.Tensor | None, optimizer: th.optim.Optimizer | None) -> None:
+        """Raise :class:`Unsupported` for what cannot be learnt here; ``None`` is not learnt at all."""
+        if log_ent_coef is None or optimizer is None:
+            return
+        group = optimizer.param_groups[0]
+        known = type(optimizer) is th.optim.Adam and len(optimizer.param_groups) == 1 and group["params"][0] is log_ent_coef
+        if not known or any(group.get(name) for name in ("amsgrad", "maximize", "capturable", "weight_decay")):
+            raise Unsupported("the optimiser of the temperature")
+
+    def update(self, log_prob: float) -> tuple[float, float]:
+        """One step of eq. (1): J = −log α (mean log π + H̄), ∂J/∂log α = −(mean log π + H̄).
+
+        :param log_prob: mean log π of the batch
+        :return: α before the step, and J
+        """
+        log_alpha, group = float(self.log_alpha[0]), self.group
+        gradient = -(log_prob + self.target_entropy)
+        self.grad[0] = gradient
+        self.step += 1.0
+        beta1, beta2 = group["betas"]
+        vectors = (self.log_alpha, self.grad, self.first, self.second)
+        self.adam(*vectors, float(self.step), group["lr"], beta1, beta2, group["eps"], 1.0)
+        return math.exp(log_alpha), log_alpha * gradient
+
+
+class DeterministicActorCritic(ActorCritic):
+    """TD3's and DDPG's networks: μ(s) and its target besides the critics."""
+
+    _policy_classes = (TD3Policy, td3.MultiInputPolicy)
+    _kinds = {  # noqa: RUF012
+        "actor": td3.Actor,
+        "actor_target": td3.Actor,
+        "critic": ContinuousCritic,
+        "critic_target": ContinuousCritic,
+    }
+
+    def _take_memory(self, policy: Any) -> None:
+        super()._take_memory(policy)
+        shape, layers = self._actor_shape(policy.actor_target)
+        self.actor_target_memory = Memory([(shape, layers)])
+        self._hold(self.actor_target_memory)
+        self.actor_target = MLP(shape, self.actor_target_memory.array)
+
+    def _actor_shape(self, actor: Any) -> tuple[Shape, list[nn.Linear]]:
+        return shape_of([actor.mu])
+
+    def act(self, x: Floats, deterministic: bool) -> Floats:
+        """μ(s), deterministic or not."""
+        return self.ops.mlp_forward(self.actor, self.actor.tape(len(x)), x)  # type: ignore[no-any-return]
+
+    def noise(self, batch: int) -> Floats:
+        """ε of the smoothed target action, (B, A), drawn as ``randn_like`` draws it."""
+        work = self.workspace(batch)
+        work.tensors[0].normal_()
+        return work.noise
+
+    def update_critic(
+        self, batch: Transitions, noise: Floats | None = None, scale: Floats | float = 0.0, clip: Floats | float = 0.0
+    ) -> float:
+        """One gradient step of the critics, eqs. (1)-(3) of :mod:`~spinup_plugins.algorithms.td3`, without noise of ``ddpg``.
+
+        :param batch: transitions, which ``update_actor`` then reads too
+        :param noise: ε / σ, (B, A); overwritten
+        :param scale: σ, scalar or (A,)
+        :param clip: c, scalar or (A,)
+        :return: the critics' loss
+        """
+        ops, size = self.ops, len(batch.rewards)
+        work = self.workspace(size)
+        work.states[...], work.next_states[...] = batch.observations, batch.next_observations
+        work.actions[...] = batch.actions
+        actions = ops.mlp_forward(self.actor_target, self.actor_target.tape(size), batch.next_observations)
+        if noise is not None:
+            noise *= scale
+            np.minimum(np.maximum(noise, np.negative(clip), out=noise), clip, out=noise)
+            noise += actions
+            actions = np.minimum(np.maximum(noise, -1.0, out=noise), 1.0, out=noise)
+        work.next_actions[...] = actions
+        self._smallest(self.critic_targets, work.next_inputs, work.values)
+        return self._critic_step(work, batch, work.values, 1.0)
+
+    def update_actor(self, batch: Transitions, tau: float) -> float:
+        """One gradient step down −mean Q_1(s, μ(s)), ∂/∂Q_1 = −1/B, and of all targets; eqs. (4), (5) of TD3.
+
+        :param batch: transitions that ``update_critic`` has just seen
+        :param tau: τ
+        :return: the actor's loss
+        """
+        ops, size = self.ops, len(batch.rewards)
+        work, critic = self.workspace(size), self.critics[0]
+        tape = critic.tape(size)
+        work.actions[...] = ops.mlp_forward(self.actor, self.actor.tape(size), batch.observations)
+        value = float(np.add.reduce(ops.mlp_forward(critic, tape, work.inputs).reshape(size))) / size
+        ops.mlp_input_gradient(critic, tape, None, work.ascent, self.width, work.grad_actions)
+        self._actor_step(work.grad_actions)
+        ops.polyak(self.critic_memory.array, self.critic_target_memory.array, tau)
+        ops.polyak(self.actor.theta, self.actor_target_memory.array, tau)
+        return -value
