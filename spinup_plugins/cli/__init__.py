@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from spinup_plugins import __version__
-from spinup_plugins.cli import describe, eval_, list_, speed, train
+from spinup_plugins.cli import describe, doctor, eval_, list_, parity, speed, train
 from spinup_plugins.cli.console import complain
 
 __all__ = ["app", "main"]
@@ -30,6 +30,8 @@ app.command("describe")(describe.command)
 app.command("train")(train.command)
 app.command("eval")(eval_.command)
 app.command("speed")(speed.command)
+app.command("parity")(parity.command)
+app.command("doctor")(doctor.command)
 
 
 def _show_version(wanted: bool) -> None:
