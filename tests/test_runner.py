@@ -212,12 +212,15 @@ def test_torchs_threads_are_restored(tmp_path: Path) -> None:
 
     class Threads(BaseCallback):
         def _on_step(self) -> bool:
-            seen.append(th.get_num_threads())
+            seen.append((self.model.engine, th.get_num_threads(), self.model.n_threads))
             return False
 
     before = th.get_num_threads()
-    train(tiny(threads=2), tmp_path, [Threads()])
-    assert (seen, th.get_num_threads()) == ([2], before)
+    for engine in ("torch", "numpy"):
+        run = train(tiny(threads=2, hyperparameters={"engine": engine}), tmp_path, [Threads()])
+        assert (run.model.n_threads, th.get_num_threads()) == (None, before)
+    # Never do two libraries' threads wait for work at once.
+    assert seen == [("torch", 2, 2), ("numpy", 1, 2)]
 
 
 # --- callbacks -------------------------------------------------------------------------------------------------------

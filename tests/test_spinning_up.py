@@ -255,6 +255,7 @@ def replay(model: Any, monkeypatch: pytest.MonkeyPatch, steps: int = 6) -> list[
     batches = [model._sample(model.batch_size) for _ in range(steps)]
     queue = iter(batches)
     monkeypatch.setattr(model, "_sample", lambda batch_size: next(queue))
+    model.engine = "torch"  # whose samples these are; tests/test_engine_off_policy.py holds the other tiers to it
     return batches
 
 

@@ -131,7 +131,7 @@ def command(
             "May be repeated. Default: none.",
         ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads that torch may use. Default: 1.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads to compute with. Default: 1.")] = None,
     tensorboard: Annotated[
         bool | None, typer.Option("--tensorboard", help="Write TensorBoard events into the run folder. Default: off.")
     ] = None,

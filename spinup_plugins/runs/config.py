@@ -56,7 +56,7 @@ class RunConfig(BaseModel):
     :param eval_episodes: episodes per evaluation during training
     :param final_episodes: episodes of the evaluation after training
     :param callbacks: ``module:Class``, ``module:function`` or ``module:Class:{key: value}``
-    :param threads: threads torch may use
+    :param threads: threads to compute with
     :param tensorboard: write TensorBoard event files into the run folder, too
     :param command: written only: the command line that started the run
     :param versions: written only: what the run ran on

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -71,7 +72,7 @@ class Run:
         """
         began = perf_counter()
         try:
-            with _threads(self.config.threads):
+            with _threads(self.config.threads, self.model):
                 try:
                     self.model.learn(self.config.n_timesteps, [self.evaluations, *self.callbacks, *callbacks])
                 finally:
@@ -188,11 +189,16 @@ def train(config: RunConfig, folder: str | Path = "runs", callbacks: Sequence[Ba
 
 
 @contextmanager
-def _threads(n: int) -> Iterator[None]:
-    """Let torch use ``n`` threads inside the block."""
+def _threads(n: int, model: Any = None) -> Iterator[None]:
+    """Let torch, and what else ``model`` may compute with, use ``n`` threads inside the block."""
     before = th.get_num_threads()
     th.set_num_threads(n)
+    undecided = getattr(model, "n_threads", n) is None
+    if undecided:
+        model.n_threads = n
     try:
         yield
     finally:
         th.set_num_threads(before)
+        if undecided:
+            model.n_threads = None
