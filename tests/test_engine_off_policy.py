@@ -23,7 +23,8 @@ from tiers import ENGINES, TIERS, built, gap
 
 from spinup_plugins import DDPG, SAC, TD3
 from spinup_plugins.engine import numpy_ops
-from spinup_plugins.engine.q_learning import SoftActorCritic, Temperature, Transitions
+from spinup_plugins.engine.q_learning import Transitions
+from spinup_plugins.engine.soft_q_learning import SoftActorCritic, Temperature
 from spinup_plugins.engine.threads import computing_threads, fastest, widest_layer
 from spinup_plugins.engine.tiers import native
 from spinup_plugins.errors import ConfigError
@@ -127,9 +128,7 @@ def test_whole_updates(engine: str, data: st.DataObject) -> None:
         ours_alone["tanh_correction"] = draw(st.sampled_from(["epsilon", "exact"]))
         ours_alone["critic_loss_coef"] = draw(st.sampled_from([0.5, 1.0]))
     sizes = draw(st.integers(1, 6)), draw(st.integers(1, 4))
-    # log(1 − a² + 1e-6) loses up to four of seven digits where a is near ±1: one row's error is to be one among many.
-    fewest = 24 if ours_alone.get("tanh_correction") == "epsilon" else 1
-    n_envs, batch_size = draw(st.integers(1, 3)), draw(st.integers(fewest, 40))
+    n_envs, batch_size = draw(st.integers(1, 3)), draw(st.integers(1, 40))
 
     def env() -> Any:
         low = -np.arange(1, sizes[1] + 1, dtype=np.float32)
@@ -143,6 +142,10 @@ def test_whole_updates(engine: str, data: st.DataObject) -> None:
     ):
         models.append(filled(PEERS[cls], env(), **kwargs))
     for model in models:
+        if ours_alone.get("tanh_correction") == "epsilon":
+            # log(1 − a² + 1e-6) loses up to six of seven digits where a is near ±1, on torch as here.
+            with th.no_grad():
+                model.actor.log_std.bias.fill_(-2.0)
         np.random.seed(1)
         th.manual_seed(1)
         model.train(gradient_steps=4, batch_size=batch_size)

@@ -71,7 +71,8 @@ class DDPG(OffPolicy):
         minibatches then lack the newest transition
     :param engine: tier to act and learn on: ``"native"``, ``"numpy"``, ``"torch"``; ``"auto"`` takes the fastest that knows
         the policy
-    :param n_threads: threads to compute with; ``None`` chooses at the start of ``learn``
+    :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest on the native
+        tier, takes one on NumPy's, where results depend on their number, and torch's own number on torch's
     """
 
     _file_mark: ClassVar[str] = "train_freq"

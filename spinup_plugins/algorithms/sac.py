@@ -25,7 +25,7 @@ from stable_baselines3.sac.policies import Actor, CnnPolicy, MlpPolicy, MultiInp
 from spinup_plugins.algorithms import functional
 from spinup_plugins.algorithms.common import choice
 from spinup_plugins.algorithms.off_policy import Batch, NoiseUnits, OffPolicy, descend
-from spinup_plugins.engine.q_learning import SoftActorCritic, Temperature
+from spinup_plugins.engine.soft_q_learning import SoftActorCritic, Temperature
 from spinup_plugins.engine.tiers import EngineName
 from spinup_plugins.errors import ConfigError
 
@@ -107,7 +107,8 @@ class SAC(OffPolicy):
         minibatches then lack the newest transition
     :param engine: tier to act and learn on: ``"native"``, ``"numpy"``, ``"torch"``; ``"auto"`` takes the fastest that knows
         the policy
-    :param n_threads: threads to compute with; ``None`` chooses at the start of ``learn``
+    :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest on the native
+        tier, takes one on NumPy's, where results depend on their number, and torch's own number on torch's
     :param critic_loss_coef: c of eq. (3)
     :param tanh_correction: ``"epsilon"``: SB3's log(1 − a² + 1e-6) in log π; ``"exact"``: Spinning Up's identity
     """

@@ -91,7 +91,8 @@ class TD3(OffPolicy):
         minibatches then lack the newest transition
     :param engine: tier to act and learn on: ``"native"``, ``"numpy"``, ``"torch"``; ``"auto"`` takes the fastest that knows
         the policy
-    :param n_threads: threads to compute with; ``None`` chooses at the start of ``learn``
+    :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest on the native
+        tier, takes one on NumPy's, where results depend on their number, and torch's own number on torch's
     """
 
     _file_mark: ClassVar[str] = "target_policy_noise"
@@ -187,14 +188,14 @@ class TD3(OffPolicy):
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Take ``gradient_steps`` steps of (1)-(5), each on a fresh minibatch."""
         self._update_learning_rates()
-        unit = th.as_tensor(self._noise_unit(), dtype=th.float32, device=self.device)
-        scale, clip = self.target_policy_noise / unit, self.target_noise_clip / unit
         networks: DeterministicActorCritic | None = self._tier().bound
         if networks is None:
             self.policy.set_training_mode(True)
+            unit: Any = th.as_tensor(self._noise_unit(), dtype=th.float32, device=self.device)
         else:
             networks.begin()
-            engine_scale, engine_clip = scale.numpy(), clip.numpy()
+            unit = self._noise_unit()
+        scale, clip = self.target_policy_noise / unit, self.target_noise_clip / unit
         critic_losses: list[Any] = []
         actor_losses: list[Any] = []
         for _ in range(gradient_steps):
@@ -210,7 +211,7 @@ class TD3(OffPolicy):
             else:
                 transitions = self._transitions(batch_size, networks.observations)
                 noise = networks.noise(batch_size)
-                critic_losses.append(networks.update_critic(transitions, noise, engine_scale, engine_clip))
+                critic_losses.append(networks.update_critic(transitions, noise, scale, clip))
                 if actors_turn:
                     actor_losses.append(networks.update_actor(transitions, self.tau))
 
