@@ -13,13 +13,12 @@ from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.sac.policies import SACPolicy
 from test_oracle import PEERS
-from tiers import ENGINES, TIERS, built, gap
+from tiers import ENGINES, TIERS, Watching, built, gap, predicted
 
 from spinup_plugins import DDPG, SAC, TD3
 from spinup_plugins.engine import numpy_ops
@@ -296,12 +295,7 @@ def test_predict_is_the_policys(cls: type, engine: str) -> None:
             batch_of_one = {k: np.asarray(v)[None] for k, v in one.items()} if isinstance(one, dict) else np.asarray(one)[None]
             for obs in (one, several, batch_of_one):
                 for deterministic in (True, False):
-                    th.manual_seed(0)
-                    ours, _ = model.predict(obs, deterministic=deterministic)
-                    th.manual_seed(0)
-                    theirs, _ = model.policy.predict(obs, deterministic=deterministic)
-                    assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
-                    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+                    ours = predicted(model, obs, deterministic=deterministic)
             kept = ours.copy()
             model.predict(one)
             assert np.array_equal(ours, kept), "what was returned is not written again"
@@ -325,24 +319,14 @@ def test_a_seed_is_a_run(cls: type, engine: str) -> None:
     assert gap(*runs) == 0.0
 
 
-class Watching(BaseCallback):
-    """Keeps what a callback may see at every step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[dict[str, Any]] = []
-
-    def _on_step(self) -> bool:
-        names = ("actions", "buffer_actions", "new_obs", "rewards", "dones", "infos")
-        self.seen.append({name: self.locals[name] for name in names})
-        return True
+SEEN = ("actions", "buffer_actions", "new_obs", "rewards", "dones", "infos")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("cls", THREE)
 def test_callbacks_see_what_stable_baselines3_shows(cls: type, engine: str) -> None:
     kwargs: dict[str, Any] = {"learning_starts": 10, "batch_size": 8, "seed": 0, "device": "cpu", "buffer_size": 100}
-    ours, theirs = Watching(), Watching()
+    ours, theirs = Watching(*SEEN), Watching(*SEEN)
     cls("MlpPolicy", make_vec_env("Pendulum-v1", 2, seed=0), engine=engine, action_noise=0.1, **kwargs).learn(32, ours)
     noise = cls("MlpPolicy", "Pendulum-v1", action_noise=0.1, buffer_size=10).action_noise
     PEERS[cls]("MlpPolicy", make_vec_env("Pendulum-v1", 2, seed=0), action_noise=noise, **kwargs).learn(32, theirs)

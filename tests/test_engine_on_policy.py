@@ -12,10 +12,10 @@ from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from tiers import ENGINES, TIERS, built, gap
+from tiers import ENGINES, TIERS, Watching, built, gap, predicted
 
 from spinup_plugins import PPO, SAC, TRPO, VPG
 from spinup_plugins.algorithms.common import has_listeners
@@ -221,13 +221,7 @@ def test_predict_is_the_policys(engine: str) -> None:
             several = np.stack([model.observation_space.sample() for _ in range(3)])
             for obs in (np.asarray(one), several):
                 for deterministic in (True, False):
-                    th.manual_seed(0)
-                    ours, _ = model.predict(obs, deterministic=deterministic)
-                    th.manual_seed(0)
-                    theirs, _ = model.policy.predict(obs, deterministic=deterministic)
-                    assert ours.shape == theirs.shape
-                    assert ours.dtype == theirs.dtype
-                    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+                    predicted(model, obs, deterministic=deterministic)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -245,23 +239,13 @@ def test_a_seed_is_a_run(engine: str) -> None:
     assert gap(*runs) == 0.0
 
 
-class Watching(BaseCallback):
-    """Keeps what a callback may see at every step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[dict[str, Any]] = []
-
-    def _on_step(self) -> bool:
-        names = ("obs_tensor", "actions", "clipped_actions", "values", "log_probs", "new_obs", "rewards", "dones", "infos")
-        self.seen.append({name: self.locals[name] for name in names})
-        return True
+SEEN = ("obs_tensor", "actions", "clipped_actions", "values", "log_probs", "new_obs", "rewards", "dones", "infos")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_callbacks_see_what_stable_baselines3_shows(env: str, engine: str) -> None:
-    ours, theirs = Watching(), Watching()
+    ours, theirs = Watching(*SEEN), Watching(*SEEN)
     PPO("MlpPolicy", make_vec_env(env, 2, seed=0), n_steps=16, batch_size=16, seed=0, engine=engine).learn(32, ours)
     sb3.PPO("MlpPolicy", make_vec_env(env, 2, seed=0), n_steps=16, batch_size=16, seed=0, device="cpu").learn(32, theirs)
     assert len(ours.seen) == len(theirs.seen) == 16
@@ -315,6 +299,18 @@ def test_what_the_engine_does_not_know_runs_on_torch(kwargs: dict[str, Any], rea
     forced = PPO("MlpPolicy", "Pendulum-v1", n_steps=16, batch_size=16, engine="numpy", **deepcopy(kwargs))
     with pytest.raises(ConfigError, match=f"^engine='numpy' does not know {reason}; engine='torch' does$"):
         forced.learn(16)
+
+
+def test_a_dictionarys_images_run_on_torch() -> None:
+    """Also where they are said to be normalised, so that their space does not tell."""
+    env = Random("float32", "Box")
+    env.observation_space = spaces.Dict(
+        {"image": spaces.Box(0, 1, (3, 36, 36), np.float32), "vector": spaces.Box(-1, 1, (2,))}
+    )
+    kwargs = {"normalize_images": False, "features_extractor_kwargs": {"normalized_image": True}}
+    model = PPO("MultiInputPolicy", env, n_steps=8, batch_size=8, n_epochs=1, policy_kwargs=kwargs)
+    assert (model.engine, model.engine_reason) == ("torch", "images")
+    model.learn(8)
 
 
 def test_subclasses_keep_their_own_methods() -> None:

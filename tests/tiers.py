@@ -1,8 +1,12 @@
-"""The tiers that tests run on, and how far apart two models are."""
+"""The tiers that tests run on, how far apart two models are, and what both families' tests ask of them."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 
 from spinup_plugins.engine.tiers import native
 
@@ -30,3 +34,27 @@ def gap(ours: BaseAlgorithm, peer: BaseAlgorithm, *, relative: bool = False) -> 
                 scale = max(1.0, b.abs().max().item()) if relative else 1.0
                 largest = max(largest, (a - b).abs().max().item() / scale)
     return largest
+
+
+class Watching(BaseCallback):
+    """Keeps what a callback may see at every step."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = names
+        self.seen: list[dict[str, Any]] = []
+
+    def _on_step(self) -> bool:
+        self.seen.append({name: self.locals[name] for name in self.names})
+        return True
+
+
+def predicted(model: BaseAlgorithm, obs: Any, *, deterministic: bool) -> Any:
+    """Predict by the model, which must be what its policy predicts from the same seed; return the actions."""
+    th.manual_seed(0)
+    ours, _ = model.predict(obs, deterministic=deterministic)
+    th.manual_seed(0)
+    theirs, _ = model.policy.predict(obs, deterministic=deterministic)
+    assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    return ours

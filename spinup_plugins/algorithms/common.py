@@ -6,8 +6,8 @@ import pathlib
 import traceback
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from math import inf
 from textwrap import shorten
@@ -27,6 +27,7 @@ from spinup_plugins.atomic import replacing
 from spinup_plugins.engine import numpy_ops
 from spinup_plugins.engine.networks import Unsupported
 from spinup_plugins.engine.replay import RESET_STEP
+from spinup_plugins.engine.threads import computing_threads, widest_layer
 from spinup_plugins.engine.tiers import Bound, EngineName, Tier, choose, native
 from spinup_plugins.envs.convert import AnyEnv, as_vec_env
 from spinup_plugins.envs.gymnasium_vec import GymnasiumVecEnv
@@ -40,7 +41,7 @@ from spinup_plugins.errors import (
     nearest,
 )
 
-__all__ = ["DropIn", "choice", "fused", "has_listeners", "has_reset_steps", "steps_taken"]
+__all__ = ["DropIn", "choice", "fused", "has_listeners", "has_reset_steps", "mean", "steps_taken"]
 
 #: smallest and largest sensible values of constructor arguments, wherever an algorithm has them
 RANGES: dict[str, tuple[float, float]] = {
@@ -75,6 +76,13 @@ def choice(name: str, value: Any, literal: Any) -> None:
 def has_reset_steps(env: VecEnv) -> bool:
     """Whether some steps, marked in their info, only reset an environment (:mod:`spinup_plugins.envs.gymnasium_vec`)."""
     return bool(getattr(env.unwrapped, "reset_steps", False))
+
+
+def mean(scalars: Sequence[Any]) -> float:
+    """Mean of tensors, which only now leave the device, or of the engine's numbers."""
+    if isinstance(scalars[0], th.Tensor):
+        return th.stack(list(scalars)).mean().item()
+    return sum(scalars) / len(scalars)  # type: ignore[no-any-return]
 
 
 def steps_taken(infos: Iterable[dict[str, Any]]) -> int:
@@ -118,6 +126,8 @@ class DropIn(BaseAlgorithm):
     _file_mark: ClassVar[str] = "policy_class"
     #: attributes that only other algorithms' files hold
     _foreign_marks: ClassVar[tuple[str, ...]] = ()
+    #: threads to compute with, ``None`` to choose
+    n_threads: int | None
 
     @classmethod
     def _log_name(cls) -> str:
@@ -152,9 +162,24 @@ class DropIn(BaseAlgorithm):
         policy = getattr(self, "policy", None)
         if chosen is None or chosen[1] is not policy or (chosen[0].bound is not None and not chosen[0].bound.held):
             request = self.__dict__.get("engine", "auto")
-            chosen = (choose(request, self._bind) if policy is not None else Tier("torch", "no policy yet", None), policy)
+            chosen = (choose(request, self._bind_own) if policy is not None else Tier("torch", "no policy yet", None), policy)
             self.__dict__["_chosen_tier"] = chosen
         return chosen[0]
+
+    #: methods that the engine stands in for; where a subclass has its own, torch runs them
+    _replaced: ClassVar[tuple[str, ...]] = ()
+
+    def _bind_own(self, ops: Any) -> Bound:
+        cls = type(self)
+        ours = next(base for base in cls.__mro__ if base.__module__.startswith("spinup_plugins.algorithms."))
+        for name in self._replaced:
+            if getattr(cls, name) is not getattr(ours, name):
+                raise Unsupported(f"{cls.__name__}, which has its own {name}()")
+        return self._bind(ops)
+
+    def _threads(self, batch: int) -> AbstractContextManager[int]:
+        """Compute with ``n_threads``, or with as many as are fastest for minibatches of ``batch`` rows."""
+        return computing_threads(self._tier().name, self.n_threads, widest=widest_layer(self.policy), batch=batch)
 
     def _bind(self, ops: Any) -> Bound:
         """Put the policy on the engine with one tier's primitives, or raise :class:`~.engine.networks.Unsupported`."""

@@ -205,5 +205,4 @@ class DDPG(OffPolicy):
     _replaced: ClassVar[tuple[str, ...]] = (*OffPolicy._replaced, "_update")
 
     def _bind(self, ops: Any) -> DeterministicActorCritic:
-        self._check_methods()
         return DeterministicActorCritic(self.policy, ops)

@@ -1,7 +1,6 @@
 """What DDPG, TD3 and SAC share: batches, learning rates, exploration noise, and when gradient steps begin."""
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -30,12 +29,10 @@ from stable_baselines3.common.utils import (
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from spinup_plugins.algorithms.common import DropIn, choice, fused, has_listeners, has_reset_steps, steps_taken
-from spinup_plugins.engine.networks import Unsupported
+from spinup_plugins.algorithms.common import DropIn, choice, fused, has_listeners, has_reset_steps, mean, steps_taken
 from spinup_plugins.engine.observations import Observations
 from spinup_plugins.engine.q_learning import Transitions
 from spinup_plugins.engine.replay import COUNTERPARTS, RESET_STEP, CompactNStepReplayBuffer, CompactReplayBuffer
-from spinup_plugins.engine.threads import computing_threads, widest_layer
 from spinup_plugins.engine.tiers import EngineName
 from spinup_plugins.errors import ConfigError
 
@@ -128,16 +125,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target  # type: ignore[assignment]
         self._track_batch_norm("critic")
 
-    #: methods that the engine stands in for; where a subclass has its own, torch runs them
     _replaced: ClassVar[tuple[str, ...]] = ("_sample", "_update_target")
-
-    def _check_methods(self) -> None:
-        """Raise :class:`Unsupported` for a subclass that the engine would bypass."""
-        cls = type(self)
-        ours = next(base for base in cls.__mro__ if base.__module__.startswith("spinup_plugins.algorithms."))
-        for name in self._replaced:
-            if getattr(cls, name) is not getattr(ours, name):
-                raise Unsupported(f"{cls.__name__}, which has its own {name}()")
 
     def _check_overlap(self) -> None:
         """Refuse what cannot be done while the environments step."""
@@ -253,8 +241,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for key, values in metrics.items():
             if values:
-                mean = th.stack(values).mean().item() if isinstance(values[0], th.Tensor) else sum(values) / len(values)
-                self.logger.record(f"train/{key}", mean)
+                self.logger.record(f"train/{key}", mean(values))
 
     def _store_transition(
         self,
@@ -291,7 +278,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         :return: the model itself
         :raises EnvError: when the environment returns a NaN, an infinity or a wrong shape
         """
-        with self._named_faults(), self._threads():
+        with self._named_faults(), self._threads(self.batch_size):
             tb_log_name = self._log_name() if tb_log_name is None else tb_log_name
             total_timesteps, callback = self._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
@@ -319,11 +306,6 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
                     self._train_for(rollout.episode_timesteps)
             callback.on_training_end()
         return self
-
-    def _threads(self) -> AbstractContextManager[int]:
-        """Compute with ``n_threads``, or with as many as are fastest."""
-        widest = widest_layer(self.policy)
-        return computing_threads(self._tier().name, self.n_threads, widest=widest, batch=self.batch_size)
 
     def collect_rollouts(
         self,

@@ -29,7 +29,6 @@ from spinup_plugins.algorithms.common import DropIn, choice, fused, has_listener
 from spinup_plugins.engine.actor_critic import ActorCritic
 from spinup_plugins.engine.networks import Unsupported
 from spinup_plugins.engine.replay import RESET_STEP
-from spinup_plugins.engine.threads import computing_threads, widest_layer
 from spinup_plugins.engine.tiers import EngineName, native
 from spinup_plugins.envs.gymnasium_vec import parts
 
@@ -118,15 +117,9 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         super()._setup_model()
         self.vf_lr_schedule = None if self.vf_lr is None else FloatSchedule(self.vf_lr)
 
-    #: methods that the engine stands in for; where a subclass has its own, torch runs them
     _replaced: ClassVar[tuple[str, ...]] = ("_descend",)
 
     def _bind(self, ops: Any) -> ActorCritic:
-        cls = type(self)
-        ours = next(base for base in cls.__mro__ if base.__module__.startswith("spinup_plugins.algorithms."))
-        for name in self._replaced:
-            if getattr(cls, name) is not getattr(ours, name):
-                raise Unsupported(f"{cls.__name__}, which has its own {name}()")
         if type(self.rollout_buffer) not in (RolloutBuffer, DictRolloutBuffer):
             raise Unsupported(f"a rollout buffer of class {type(self.rollout_buffer).__name__}")
         return ActorCritic(self.policy, ops)
@@ -152,9 +145,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         :raises EnvError: when the environment returns a NaN, an infinity or a wrong shape
         """
         rows = self.n_steps * self.n_envs
-        batch = getattr(self, "batch_size", None) or rows
-        tier, widest = self._tier().name, widest_layer(self.policy)
-        with self._named_faults(), computing_threads(tier, self.n_threads, widest=widest, batch=min(batch, rows)):
+        with self._named_faults(), self._threads(min(getattr(self, "batch_size", None) or rows, rows)):
             return super().learn(
                 total_timesteps,
                 callback,

@@ -25,7 +25,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from spinup_plugins.algorithms import functional
-from spinup_plugins.algorithms.common import choice
+from spinup_plugins.algorithms.common import choice, mean
 from spinup_plugins.algorithms.on_policy import (
     SPINNING_UP_POLICY,
     AdvantageNorm,
@@ -136,7 +136,8 @@ class PPO(OnPolicy):
     :param kl_estimator: ``"k3"`` (SB3's, never negative) or ``"k1"`` (Spinning Up's) in rule (4)
     :param engine: tier to act and learn on: ``"native"``, ``"numpy"``, ``"torch"``; ``"auto"`` takes the fastest that knows
         the policy
-    :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest
+    :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest on the native
+        tier, takes one on NumPy's, where results depend on their number, and torch's own number on torch's
     :raises AssertionError: on the combinations that Stable-Baselines3 refuses
     """
 
@@ -284,13 +285,13 @@ class PPO(OnPolicy):
                 else:
                     value_losses.append(fast.fit_values(batch))
 
-        self.logger.record("train/entropy_loss", _mean([x.entropy for x in seen]))
-        self.logger.record("train/policy_gradient_loss", _mean([x.policy for x in seen]))
+        self.logger.record("train/entropy_loss", mean([x.entropy for x in seen]))
+        self.logger.record("train/policy_gradient_loss", mean([x.policy for x in seen]))
         if value_losses:
-            self.logger.record("train/value_loss", _mean(value_losses))
-        self.logger.record("train/approx_kl", _mean([x.approx_kl for x in seen[epoch_start:]]))
-        self.logger.record("train/clip_fraction", _mean([x.clip_fraction for x in seen]))
-        self.logger.record("train/loss", _mean([seen[-1].total]))
+            self.logger.record("train/value_loss", mean(value_losses))
+        self.logger.record("train/approx_kl", mean([x.approx_kl for x in seen[epoch_start:]]))
+        self.logger.record("train/clip_fraction", mean([x.clip_fraction for x in seen]))
+        self.logger.record("train/loss", mean([seen[-1].total]))
         self.logger.record("train/clip_range", clip_range)
         if clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", clip_range_vf)
@@ -375,10 +376,3 @@ class PPO(OnPolicy):
                 "`batch_size` must be greater than 1. See https://github.com/DLR-RM/stable-baselines3/issues/440"
             )
         self._check_rollout_size(batch_size, bool(normalize_advantage))
-
-
-def _mean(scalars: list[Any]) -> float:
-    """Mean of tensors, which only now leave the device, or of the engine's numbers."""
-    if isinstance(scalars[0], th.Tensor):
-        return th.stack(scalars).mean().item()
-    return sum(scalars) / len(scalars)  # type: ignore[no-any-return]

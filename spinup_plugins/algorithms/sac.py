@@ -296,7 +296,6 @@ class SAC(OffPolicy):
     _replaced: ClassVar[tuple[str, ...]] = (*OffPolicy._replaced, "_update", "_pi")
 
     def _bind(self, ops: Any) -> SoftActorCritic:
-        self._check_methods()
         Temperature.check(self.log_ent_coef, self.ent_coef_optimizer)
         return SoftActorCritic(self.policy, ops)
 

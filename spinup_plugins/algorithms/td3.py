@@ -237,5 +237,4 @@ class TD3(OffPolicy):
     _replaced: ClassVar[tuple[str, ...]] = (*OffPolicy._replaced, "_update_critic", "_update_actor")
 
     def _bind(self, ops: Any) -> DeterministicActorCritic:
-        self._check_methods()
         return DeterministicActorCritic(self.policy, ops)

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from spinup_plugins.algorithms import functional
-from spinup_plugins.algorithms.common import choice
+from spinup_plugins.algorithms.common import choice, mean
 from spinup_plugins.algorithms.on_policy import SPINNING_UP_POLICY, AdvantageNorm, OnPolicy, ValueTarget, flat_actions
 from spinup_plugins.engine import actor_critic as engine
 from spinup_plugins.engine import policy_gradient
@@ -153,7 +153,8 @@ class TRPO(OnPolicy):
     :param cg_residual_tol: squared residual at which the conjugate gradient stops, 0 to take all its steps
     :param engine: tier to act and learn on: ``"native"``, ``"numpy"``, ``"torch"``; ``"auto"`` takes the fastest that knows
         the policy
-    :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest
+    :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest on the native
+        tier, takes one on NumPy's, where results depend on their number, and torch's own number on torch's
     """
 
     _file_mark: ClassVar[str] = "cg_max_steps"
@@ -279,7 +280,7 @@ class TRPO(OnPolicy):
         self._n_updates += 1
         self.logger.record("train/policy_objective", objective)
         if value_losses:
-            self.logger.record("train/value_loss", th.tensor([float(x) for x in value_losses]).mean().item())
+            self.logger.record("train/value_loss", mean(value_losses))
         self.logger.record("train/kl_divergence_loss", kl)
         self.logger.record("train/is_line_search_success", float(accepted))
         self._record_policy(explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()))

@@ -101,7 +101,8 @@ class VPG(OnPolicy):
     :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``
     :param engine: tier to act and learn on: ``"native"``, ``"numpy"``, ``"torch"``; ``"auto"`` takes the fastest that knows
         the policy
-    :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest
+    :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest on the native
+        tier, takes one on NumPy's, where results depend on their number, and torch's own number on torch's
     :raises ConfigError: on values out of range, or Φ = R(τ) over trajectories whose beginning is not in the rollout
     """
 

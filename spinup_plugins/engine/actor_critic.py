@@ -10,12 +10,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import nn
 
 from spinup_plugins.engine.heads import make_head
 from spinup_plugins.engine.networks import MLP, Adam, Floats, Memory, Shape, Tape, Unsupported, shape_of
-from spinup_plugins.engine.observations import Observations
+from spinup_plugins.engine.observations import Observations, check_extractor
 
 __all__ = ["ActorCritic", "Rollout", "flattened"]
 
@@ -74,13 +74,12 @@ class ActorCritic:
         if policy.use_sde:
             raise Unsupported("gSDE")
         extractors = {policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor}
-        if any(type(extractor) not in (FlattenExtractor, CombinedExtractor) for extractor in extractors):
-            raise Unsupported(f"a features extractor of class {type(policy.features_extractor).__name__}")
+        for extractor in extractors:
+            check_extractor(extractor)
         if type(policy.mlp_extractor) is not MlpExtractor:
             raise Unsupported(f"networks of class {type(policy.mlp_extractor).__name__}")
         self.policy, self.ops = policy, ops
         self.action_space = policy.action_space
-        # Without images a combined extractor only lays its parts side by side.
         self.observations = Observations(policy.observation_space, policy.normalize_images)
 
         actor_shape, actor_layers = shape_of([policy.mlp_extractor.policy_net], heads=[policy.action_net])
@@ -96,8 +95,9 @@ class ActorCritic:
         grad = self.adam.grad
         self.actor = MLP(actor_shape, self.memory.part(ACTOR), self.memory.part(ACTOR, grad))
         self.critic = MLP(critic_shape, self.memory.part(CRITIC), self.memory.part(CRITIC, grad))
-        size = 0 if log_std is None else log_std.numel()
-        self.head = make_head(ops, self.action_space, self.memory.part(LOG_STD)[:size], self.memory.part(LOG_STD, grad)[:size])
+        self.own = 0 if log_std is None else log_std.numel()  #: floats of log σ, which begin the memory
+        own = slice(self.own)
+        self.head = make_head(ops, self.action_space, self.memory.part(LOG_STD)[own], self.memory.part(LOG_STD, grad)[own])
         #: parameters of the actor come first, those of the critic after
         self.actor_parameters = (0, (log_std is not None) + len(actor_layers) * 2)
         self.critic_parameters = (self.actor_parameters[1], len(self.memory.parameters))
@@ -238,7 +238,6 @@ class TrustRegion:
         self.gradient = networks.gradient.copy()  #: of the surrogate, (P,)
         self.parameters = networks.theta.copy()  #: the current parameters, (P,)
         self._directions = networks.actor.tape(batch, slot=1)
-        self._own = slice(0, len(networks.memory.part(LOG_STD)))
 
     def guess(self, deviation: float) -> Floats:
         """Where the conjugate gradient starts, (P,)."""
@@ -252,10 +251,10 @@ class TrustRegion:
         """
         networks = self.networks
         tape = networks.actor.tape(len(self.advantages))
-        d_params = networks.ops.mlp_jvp(networks.actor, tape, vector[self._own.stop :], self._directions)
-        size = networks.head.log_std.size if hasattr(networks.head, "log_std") else 0
+        d_params = networks.ops.mlp_jvp(networks.actor, tape, vector[networks.memory.starts[ACTOR] :], self._directions)
+        own = slice(networks.own)
         grad = networks.buffer("params", d_params.size).reshape(d_params.shape)
-        networks.head.fisher(self.old, d_params, vector[:size], self.mean, grad, networks.gradient[:size])
+        networks.head.fisher(self.old, d_params, vector[own], self.mean, grad, networks.gradient[own])
         networks.ops.mlp_backward(networks.actor, tape, grad)
         return networks.gradient.copy()
 

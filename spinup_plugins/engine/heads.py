@@ -14,7 +14,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from spinup_plugins.engine.networks import Floats, Unsupported
+from spinup_plugins.engine.networks import Floats, StandardNormal, Unsupported
 
 __all__ = ["Bernoulli", "Categorical", "Gaussian", "Head", "make_head"]
 
@@ -63,15 +63,7 @@ class Gaussian:
 
     def __init__(self, ops: Any, log_std: Floats, grad_log_std: Floats) -> None:
         self.ops, self.log_std, self.grad_log_std = ops, log_std, grad_log_std
-        self._noise: dict[int, tuple[th.Tensor, Floats]] = {}
-
-    def _draw_noise(self, shape: tuple[int, ...]) -> Floats:
-        if shape[0] not in self._noise:
-            tensor = th.empty(shape)
-            self._noise[shape[0]] = tensor, tensor.numpy()
-        tensor, noise = self._noise[shape[0]]
-        tensor.normal_()
-        return noise
+        self._noise = StandardNormal(log_std.size)
 
     def draw(self, params: Floats, deterministic: bool) -> Any:  # noqa: D102
         return params.copy() if deterministic else self.act(params)[0]
@@ -79,7 +71,7 @@ class Gaussian:
     def act(self, params: Floats) -> tuple[Any, Floats]:
         """By the primitive, from noise as ``Normal.rsample`` draws it."""
         actions, log_probs = np.empty_like(params), np.empty(len(params), dtype=np.float32)
-        self.ops.gaussian_draw(params, self.log_std, self._draw_noise(params.shape), actions, log_probs)
+        self.ops.gaussian_draw(params, self.log_std, self._noise.draw(len(params)), actions, log_probs)
         return actions, log_probs
 
     def log_prob(self, params: Floats, actions: Floats, out: Floats) -> float:  # noqa: D102

@@ -9,7 +9,7 @@ run at full rate. Every part begins on a multiple of :data:`ALIGNMENT` floats; w
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -17,7 +17,20 @@ import numpy.typing as npt
 import torch as th
 from torch import nn
 
-__all__ = ["ACTIVATIONS", "ALIGNMENT", "MLP", "Floats", "Memory", "Shape", "Tape", "Unsupported", "padded", "shape_of"]
+__all__ = [
+    "ACTIVATIONS",
+    "ALIGNMENT",
+    "MLP",
+    "Floats",
+    "Memory",
+    "Shape",
+    "StandardNormal",
+    "Tape",
+    "Unsupported",
+    "check_adam",
+    "padded",
+    "shape_of",
+]
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -143,8 +156,7 @@ def shape_of(modules: Iterable[nn.Module], heads: Sequence[nn.Linear] = ()) -> t
     :return: the shape and its linear layers in order, heads last
     :raises Unsupported: when it is anything but linear layers with biases and one kind of known activation
     """
-    flat = [m for module in modules for m in (module if isinstance(module, nn.Sequential) else [module])]
-    flat = [m for module in flat for m in (module if isinstance(module, nn.Sequential) else [module])]
+    flat = list(_walk(modules))
     for module in (*flat, *heads):
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             raise Unsupported("a hook on one of its modules")
@@ -154,7 +166,7 @@ def shape_of(modules: Iterable[nn.Module], heads: Sequence[nn.Linear] = ()) -> t
     expect_activation = False
     for module in flat:
         if type(module) is nn.Linear:
-            if expect_activation and linear:
+            if expect_activation:
                 raise Unsupported("a linear layer without an activation after it")
             linear.append(module)
             expect_activation = True
@@ -166,7 +178,7 @@ def shape_of(modules: Iterable[nn.Module], heads: Sequence[nn.Linear] = ()) -> t
         else:
             raise Unsupported(f"a layer {type(module).__name__}")
     if heads:
-        if expect_activation and linear:
+        if expect_activation:
             raise Unsupported("a linear layer without an activation after it")
         if len({head.out_features for head in heads}) != 1 or any(type(head) is not nn.Linear for head in heads):
             raise Unsupported("heads of unequal width")
@@ -182,6 +194,34 @@ def shape_of(modules: Iterable[nn.Module], heads: Sequence[nn.Linear] = ()) -> t
     trunk = linear[: len(linear) - len(heads)] if heads else linear[:-1]
     sizes = (linear[0].in_features, *(layer.out_features for layer in trunk), linear[-1].out_features)
     return Shape(sizes, hidden[0] if hidden else 0, output, max(1, len(heads))), linear
+
+
+def _walk(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    for module in modules:
+        if isinstance(module, nn.Sequential):
+            yield from _walk(module)
+        else:
+            yield module
+
+
+class StandardNormal:
+    """Standard normal noise of one width, drawn as torch's ``Normal.rsample`` and ``randn_like`` draw it."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._batches: dict[int, tuple[th.Tensor, Floats]] = {}
+
+    def draw(self, batch: int) -> Floats:
+        """Return (batch, width), overwritten by the next draw of that size."""
+        found = self._batches.get(batch)
+        if found is None:
+            if len(self._batches) >= 16:  # evaluations over many batch sizes
+                self._batches.clear()
+            tensor = th.empty(batch, self.width)
+            found = self._batches[batch] = tensor, tensor.numpy()
+        tensor, noise = found
+        tensor.normal_()
+        return noise
 
 
 class Memory:
@@ -250,6 +290,22 @@ class Memory:
         return (self.array if array is None else array)[self.starts[index] : self.starts[index + 1]]
 
 
+def check_adam(optimizer: th.optim.Optimizer) -> None:
+    """Raise :class:`Unsupported` for any optimiser but Adam over one group of parameters, without further options."""
+    if type(optimizer) is not th.optim.Adam:
+        raise Unsupported(f"the optimiser {type(optimizer).__name__}")
+    if len(optimizer.param_groups) != 1:
+        raise Unsupported("an optimiser with several groups of parameters")
+    group = optimizer.param_groups[0]
+    for option in ("amsgrad", "maximize", "capturable", "differentiable", "weight_decay", "decoupled_weight_decay"):
+        if group.get(option):
+            raise Unsupported(f"Adam with {option}={group[option]}")
+    if isinstance(group["lr"], th.Tensor) or isinstance(group["betas"][0], th.Tensor):
+        raise Unsupported("a learning rate that is a tensor")
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise Unsupported("a hook on its optimiser")
+
+
 class Adam:
     """``torch.optim.Adam`` over a :class:`Memory`, whose moments it shares as the parameters are shared.
 
@@ -262,23 +318,12 @@ class Adam:
     """
 
     def __init__(self, memory: Memory, optimizer: th.optim.Optimizer) -> None:
-        if type(optimizer) is not th.optim.Adam:
-            raise Unsupported(f"the optimiser {type(optimizer).__name__}")
-        if len(optimizer.param_groups) != 1:
-            raise Unsupported("an optimiser with several groups of parameters")
+        check_adam(optimizer)
         group = optimizer.param_groups[0]
         if {id(p) for p in group["params"]} != {id(p) for p in memory.parameters}:
             raise Unsupported("an optimiser of other parameters")
         if not all(p.requires_grad for p in memory.parameters):
             raise Unsupported("frozen parameters")
-        options = ("amsgrad", "maximize", "capturable", "differentiable", "weight_decay", "decoupled_weight_decay")
-        for option in options:
-            if group.get(option):
-                raise Unsupported(f"Adam with {option}={group[option]}")
-        if isinstance(group["lr"], th.Tensor) or isinstance(group["betas"][0], th.Tensor):
-            raise Unsupported("a learning rate that is a tensor")
-        if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-            raise Unsupported("a hook on its optimiser")
         self.memory, self.optimizer = memory, optimizer
         self.grad: Floats = _aligned(memory.size)
         self._moments = [th.zeros(memory.size) for _ in range(2)]

@@ -8,10 +8,20 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
+from torch import nn
 
 from spinup_plugins.engine.networks import Floats, Unsupported
 
-__all__ = ["Observations"]
+__all__ = ["Observations", "check_extractor"]
+
+
+def check_extractor(extractor: nn.Module) -> None:
+    """Raise :class:`Unsupported` for a features extractor that does more than lay observations flat, side by side."""
+    if type(extractor) not in (FlattenExtractor, CombinedExtractor):
+        raise Unsupported(f"a features extractor of class {type(extractor).__name__}")
+    if isinstance(extractor, CombinedExtractor) and any(type(m) is not nn.Flatten for m in extractor.extractors.values()):
+        raise Unsupported("images")
 
 
 class Observations:
@@ -72,8 +82,8 @@ class Observations:
             if len(prepared) < len(found) or len({(len(rows), several) for rows, several in prepared}) > 1:
                 return None
             return np.concatenate([rows for rows, _ in prepared], axis=1), prepared[0][1]
-        if isinstance(observation, (int, np.generic)):
-            observation = np.asarray(observation)
+        if isinstance(observation, (np.generic, int, float, list)):
+            observation = np.array(observation)
         if not isinstance(observation, np.ndarray) or observation.dtype == object:
             return None
         shape = self.space.shape

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ContinuousCritic
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.td3 import policies as td3
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
 from spinup_plugins.engine.networks import MLP, Adam, Floats, Memory, Shape, Tape, Unsupported, shape_of
-from spinup_plugins.engine.observations import Observations
+from spinup_plugins.engine.observations import Observations, check_extractor
 
 __all__ = ["ActorCritic", "DeterministicActorCritic", "Transitions"]
 
@@ -82,12 +81,8 @@ class ActorCritic:
         for name, network in self._networks.items():
             if type(network) is not self._kinds[name]:
                 raise Unsupported(f"a network of class {type(network).__name__}")
-            extractor = network.features_extractor
-            if type(extractor) not in (FlattenExtractor, CombinedExtractor):
-                raise Unsupported(f"a features extractor of class {type(extractor).__name__}")
-            # Without images a combined extractor only lays its parts side by side.
-            if any(type(part) is not nn.Flatten for part in getattr(extractor, "extractors", {}).values()):
-                raise Unsupported("images")
+            extractor: Any = network.features_extractor
+            check_extractor(extractor)
         if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in policy.modules()):
             raise Unsupported("a hook on one of its modules")
         self._parameters: list[nn.Parameter] = []
@@ -103,7 +98,6 @@ class ActorCritic:
         #: widths of what networks read, and of actions
         self.width, self.action_dim = int(self.actor.shape.sizes[0]), int(self.actor.shape.sizes[-1])
         self._workspaces: dict[int, Workspace] = {}
-        self._noise: dict[int, tuple[th.Tensor, Floats]] = {}
 
     def _take_memory(self, policy: Any) -> None:
         """Make the parameters views of flat memories, and share the optimisers' state."""
@@ -167,8 +161,6 @@ class ActorCritic:
 
     def predict(self, observation: Any, deterministic: bool) -> Any | None:
         """What ``policy.predict`` returns for one observation or a batch; ``None`` for what else it may take."""
-        if isinstance(observation, (np.generic, int, float, list)):
-            observation = np.array(observation)
         prepared = self.observations.batch(observation)
         if prepared is None:
             return None

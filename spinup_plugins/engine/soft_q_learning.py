@@ -15,7 +15,7 @@ from stable_baselines3.sac import policies as sac
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
-from spinup_plugins.engine.networks import Floats, Shape, Unsupported, shape_of
+from spinup_plugins.engine.networks import Floats, Shape, StandardNormal, Unsupported, check_adam, shape_of
 from spinup_plugins.engine.q_learning import ActorCritic, Transitions, Workspace
 
 __all__ = ["SoftActorCritic", "Temperature"]
@@ -27,6 +27,10 @@ class SoftActorCritic(ActorCritic):
     _policy_classes = (SACPolicy, sac.MultiInputPolicy)
     _kinds = {"actor": sac.Actor, "critic": ContinuousCritic, "critic_target": ContinuousCritic}  # noqa: RUF012
 
+    def __init__(self, policy: Any, ops: Any) -> None:
+        super().__init__(policy, ops)
+        self._noise = StandardNormal(self.action_dim)
+
     def _actor_shape(self, actor: Any) -> tuple[Shape, list[nn.Linear]]:
         return shape_of([actor.latent_pi], heads=[actor.mu, actor.log_std])
 
@@ -36,23 +40,13 @@ class SoftActorCritic(ActorCritic):
         params = self.ops.mlp_forward(self.actor, self.actor.tape(batch), x)
         if deterministic:
             return np.tanh(params[:, :size])  # type: ignore[no-any-return]
-        tensor, noise = self._noise_of(batch)
-        tensor.normal_()
+        noise = self._noise.draw(batch)
         u: Floats = np.minimum(np.maximum(params[:, size:], -20.0), 2.0)
         np.exp(u, out=u)
         u *= noise
         u += params[:, :size]
         np.tanh(u, out=u)
         return u
-
-    def _noise_of(self, batch: int) -> tuple[th.Tensor, Floats]:
-        found = self._noise.get(batch)
-        if found is None:
-            if len(self._noise) >= 16:
-                self._noise.clear()
-            tensor = th.empty(batch, self.action_dim)
-            found = self._noise[batch] = tensor, tensor.numpy()
-        return found
 
     def noise(self, batch: int) -> tuple[Floats, Floats]:
         """ε for ã ~ π(·|s) and for a' ~ π(·|s'), (B, A) each, drawn as ``randn_like`` draws them one after the other."""
@@ -169,9 +163,11 @@ class Temperature:
         """Raise :class:`Unsupported` for what cannot be learnt here; ``None`` is not learnt at all."""
         if log_ent_coef is None or optimizer is None:
             return
-        group = optimizer.param_groups[0]
-        known = type(optimizer) is th.optim.Adam and len(optimizer.param_groups) == 1 and group["params"][0] is log_ent_coef
-        if not known or any(group.get(name) for name in ("amsgrad", "maximize", "capturable", "weight_decay")):
+        try:
+            check_adam(optimizer)
+        except Unsupported:
+            raise Unsupported("the optimiser of the temperature") from None
+        if optimizer.param_groups[0]["params"][0] is not log_ent_coef:
             raise Unsupported("the optimiser of the temperature")
 
     def update(self, log_prob: float) -> tuple[float, float]:
