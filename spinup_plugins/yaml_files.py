@@ -23,12 +23,23 @@ Locate: TypeAlias = Callable[[Sequence[str]], str]
 
 
 class _Representer(RoundTripRepresenter):
-    """Spells None out as ``null`` rather than leaving its place empty, and gives every key a line of its own."""
+    """Spells None out as ``null`` rather than leaving its place empty, and gives every key a line of its own.
+
+    Texts that begin with a question mark are quoted: the emitter leaves ``?;`` plain in a list on one line, where the parser
+    takes it for a mapping's key.
+    """
 
 
 _Representer.add_representer(type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"))
 _Representer.add_representer(
     dict, lambda representer, data: representer.represent_mapping("tag:yaml.org,2002:map", data, flow_style=False)
+)
+
+_Representer.add_representer(
+    str,
+    lambda representer, data: representer.represent_scalar(
+        "tag:yaml.org,2002:str", data, style="'" if data.startswith("?") else None
+    ),
 )
 
 _CORE = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")}

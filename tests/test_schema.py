@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.buffers import DictReplayBuffer
@@ -349,6 +349,7 @@ plain_data = st.recursive(
 
 
 @given(st.dictionaries(st.text("abcdefgh_", min_size=1), plain_data, max_size=5))
+@example({"_": ["??", "?>", "?;", "?0", "?", "a?", "? a"]})
 def test_what_is_dumped_is_read_again(data):
     assert parse_yaml(dump_yaml(data), "dump") == data
 
