@@ -15,7 +15,7 @@ native = Extension(
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [],
     py_limited_api=STABLE_ABI,
     # Instructions are chosen at run time; nothing here depends on the machine that builds.
-    extra_compile_args=[] if os.name == "nt" else ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math"],
+    extra_compile_args=[] if os.name == "nt" else ["-std=gnu11", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math"],
     libraries=[] if os.name == "nt" else ["m", "pthread"],
     optional=True,
 )
