@@ -22,6 +22,7 @@ from spinup_plugins.algorithms.common import has_listeners
 from spinup_plugins.engine import numpy_ops
 from spinup_plugins.engine.heads import make_head
 from spinup_plugins.engine.networks import MLP, Memory, Shape, shape_of
+from spinup_plugins.engine.tiers import PORTABLE_WIDTH, native
 from spinup_plugins.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
@@ -101,7 +102,12 @@ def test_whole_updates(engine: str, data: st.DataObject) -> None:
         "batch_size": draw(st.one_of(st.none(), st.integers(2, 50))),
         "normalize_advantage": draw(st.sampled_from([True, False] + [["minibatch", "batch"], []][cls is VPG])),
         "value_target": draw(st.sampled_from(["td_lambda", "rewards_to_go"])),
-        "policy_kwargs": {"net_arch": net_arch, "activation_fn": draw(st.sampled_from(ACTIVATIONS))},
+        "policy_kwargs": {
+            "net_arch": net_arch,
+            "activation_fn": draw(st.sampled_from(ACTIVATIONS)),
+            # Of a gradient that is nothing but rounding, Adam with VPG's ε of 1e-8 makes a whole step.
+            "optimizer_kwargs": {"eps": 1e-5},
+        },
     }
     if cls is PPO:
         kwargs |= {
@@ -426,6 +432,18 @@ def test_heads_know_their_spaces() -> None:
     assert out[0] == pytest.approx(np.log(0.75 * 0.5), abs=1e-6)
     assert entropy == pytest.approx(-sum(p * np.log(p) for p in (0.25, 0.75, 0.2, 0.3, 0.5)), abs=1e-6)
     assert head.draw(params, True).tolist() == [[1, 2]]
+
+
+@built
+def test_portable_code_leaves_wide_layers_to_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, narrow = ({"net_arch": [width]} for width in (PORTABLE_WIDTH + 1, PORTABLE_WIDTH))
+    for isa, engine in (("avx2", "native"), ("portable", "numpy")):
+        monkeypatch.setattr(native(), "isa", lambda isa=isa: isa)
+        model = PPO("MlpPolicy", "CartPole-v1", policy_kwargs=wide)
+        assert (model.engine, bool(model.engine_reason)) == (engine, engine == "numpy")
+        model.engine = "native"
+        assert model.engine == "native", "asked for"
+        assert PPO("MlpPolicy", "CartPole-v1", policy_kwargs=narrow).engine == "native"
 
 
 def test_off_policy_models_have_tiers_too() -> None:

@@ -162,7 +162,10 @@ class DropIn(BaseAlgorithm):
         policy = getattr(self, "policy", None)
         if chosen is None or chosen[1] is not policy or (chosen[0].bound is not None and not chosen[0].bound.held):
             request = self.__dict__.get("engine", "auto")
-            chosen = (choose(request, self._bind_own) if policy is not None else Tier("torch", "no policy yet", None), policy)
+            tier = Tier("torch", "no policy yet", None)
+            if policy is not None:
+                tier = choose(request, self._bind_own, widest=widest_layer(policy))
+            chosen = (tier, policy)
             self.__dict__["_chosen_tier"] = chosen
         return chosen[0]
 

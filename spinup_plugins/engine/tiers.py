@@ -22,6 +22,11 @@ NOT_BUILT = (
 )
 
 
+#: widest layer that portable code computes faster than NumPy's BLAS does: 1.3 times at 64, 0.5 times at 256 units
+PORTABLE_WIDTH = 128
+TOO_WIDE = "the native tier's code for this processor is slower than NumPy's BLAS on layers this wide"
+
+
 class Bound(Protocol):
     """A policy on the engine: its networks and optimisers on shared memory."""
 
@@ -52,10 +57,11 @@ def native() -> ModuleType | None:
         return None
 
 
-def choose(request: str, bind: Callable[[Any], Any]) -> Tier:
+def choose(request: str, bind: Callable[[Any], Any], *, widest: int) -> Tier:
     """Choose the fastest tier that ``request`` allows and the policy permits.
 
     :param request: ``"auto"``, or the one tier to take
+    :param widest: width of the policy's widest layer
     :param bind: makes the policy :class:`Bound` with the primitives of a tier, or raises :class:`Unsupported`
     :raises ConfigError: when the one tier asked for is not to be had
     """
@@ -65,6 +71,8 @@ def choose(request: str, bind: Callable[[Any], Any]) -> Tier:
     if request == "native" and ops is None:
         raise ConfigError(f"engine='native': {NOT_BUILT}")
     reason = "" if ops is not None else ("asked for" if request == "numpy" else NOT_BUILT)
+    if ops is not None and request == "auto" and widest > PORTABLE_WIDTH and ops.isa() == "portable":
+        ops, reason = None, TOO_WIDE
     if ops is None:
         ops = importlib.import_module("spinup_plugins.engine.numpy_ops")
     try:
