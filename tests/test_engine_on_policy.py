@@ -192,7 +192,7 @@ def test_what_torch_does_to_the_parameters_is_seen(engine: str) -> None:
 
     def agrees() -> bool:
         assert model.engine == engine
-        _, values, _ = model._tier().bound.act(obs)
+        _, _, values, _ = model._tier().bound.act(obs)
         return bool(np.isclose(values[0], model.policy.predict_values(th.from_numpy(obs)).item(), atol=1e-5))
 
     assert agrees()

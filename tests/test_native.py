@@ -24,6 +24,7 @@ _native = pytest.importorskip("spinup_plugins.engine._native", reason="the nativ
 native_ops = importlib.import_module("spinup_plugins.engine.native_ops")
 
 F = np.float32
+I = np.int32  # noqa: E741
 WIDTHS = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 100, 130, 257]))
 
 
@@ -147,6 +148,27 @@ def test_elementwise(batch: int, size: int, scale: float, seed: int) -> None:
         results.append(found)
     for theirs, ours in zip(*results, strict=True):
         close(ours, theirs, depth=4 * batch)
+
+
+@given(batch=st.integers(1, 40), nvec=st.lists(st.integers(1, 5), min_size=1, max_size=3), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_acting_elementwise(batch: int, nvec: list[int], seed: int) -> None:
+    rng, size = np.random.default_rng(seed), sum(nvec)
+    shapes = Shape((3, 7, size), hidden=1), Shape((3, 5, 5, 1), hidden=1)
+    thetas = [rng.standard_normal(shape.size).astype(F) for shape in shapes]
+    x, log_std, noise = (rng.standard_normal(shape).astype(F) for shape in ((batch, 3), (size,), (batch, size)))
+    waits, high = rng.exponential(size=batch * size).astype(F), rng.uniform(0, 1, size).astype(F)
+    results = []
+    for ops in (numpy_ops, native_ops):
+        actor, critic = (MLP(shape, theta.copy()) for shape, theta in zip(shapes, thetas, strict=True))
+        (actions, clipped), values, log_probs = np.empty((2, batch, size), F), np.empty((2, batch), F), np.empty((2, batch), F)
+        ops.gaussian_act(actor, critic, x, values[0], log_std, noise, -high, high, actions, clipped, log_probs[0])
+        drawn = np.empty((batch, len(nvec)), np.int64)
+        ops.categorical_act(actor, critic, x, values[1], np.array(nvec, I), waits, drawn, log_probs[1])
+        assert (np.abs(clipped) <= high).all()
+        results.append((actions, clipped, values, log_probs, drawn))
+    for theirs, ours in zip(*results, strict=True):
+        close(ours, theirs, depth=8)
 
 
 @pytest.mark.parametrize("code", range(1, 6))
@@ -314,13 +336,22 @@ def test_every_instruction_set(isa: str) -> None:
 
 
 GOOD = Shape((3, 4, 2))
-I = np.int32  # noqa: E741
 
 
 def zeros(*shape: int) -> Any:
     return np.zeros(shape, F)
 
 
+CRITIC = Shape((3, 4, 1))
+PAIR = [
+    ("spec", GOOD.spec, False),
+    ("theta", zeros(GOOD.size), False),
+    ("work", zeros(32), True),
+    ("spec", CRITIC.spec, False),
+    ("theta", zeros(CRITIC.size), False),
+    ("work", zeros(32), True),
+    ("x", zeros(2, 3), False),
+]
 #: a good call of each primitive: (argument's name, value, whether it is written); the batch has two rows
 CALLS: dict[str, list[tuple[str, Any, bool]]] = {
     "mlp_forward": [
@@ -371,6 +402,25 @@ CALLS: dict[str, list[tuple[str, Any, bool]]] = {
         ("log_std", zeros(3), False),
         ("noise", zeros(2, 3), False),
         ("out_actions", zeros(2, 3), True),
+        ("out", zeros(2), True),
+    ],
+    "gaussian_act": [
+        *PAIR,
+        ("out_values", zeros(2), True),
+        ("log_std", zeros(2), False),
+        ("noise", zeros(2, 2), False),
+        ("low", zeros(2), False),
+        ("high", zeros(2), False),
+        ("out_actions", zeros(2, 2), True),
+        ("out_clipped", zeros(2, 2), True),
+        ("out", zeros(2), True),
+    ],
+    "categorical_act": [
+        *PAIR,
+        ("out_values", zeros(2), True),
+        ("nvec", np.array([1, 1], I), False),
+        ("noise", zeros(4) + 1, False),
+        ("out_actions", np.zeros((2, 2), np.int64), True),
         ("out", zeros(2), True),
     ],
     "gaussian_log_prob": [
@@ -512,14 +562,19 @@ def test_arguments_that_would_be_misread(name: str) -> None:
         ("polyak", {"target": zeros(3)}, "target has 3 entries where 4 are needed"),
         ("categorical_draw", {"nvec": np.array([6, -1], I)}, "nvec must have entries of 1 or more"),
         ("categorical_draw", {"logits": zeros(9)}, "logits must have the width that nvec sums to"),
+        ("gaussian_act", {"log_std": zeros(3)}, "log_std must have the width of the actor's output"),
+        ("categorical_act", {"nvec": np.array([3], I)}, "nvec must sum to the width of the actor's output"),
+        ("gaussian_act", {4: zeros(CRITIC.size - 1)}, f"theta has {CRITIC.size - 1} entries"),
+        ("gaussian_act", {3: GOOD.spec}, "the critic's spec must have the actor's input and one output"),
+        ("gaussian_act", {3: Shape((2, 1)).spec}, "the critic's spec must have the actor's input and one output"),
         ("squash", {"noise": zeros(6)}, "noise must have two axes"),
         ("gae", {"last_values": zeros(3), "last_dones": zeros(3)}, "rewards must have a column for each of last_values"),
     ],
 )
-def test_more_arguments_that_would_be_misread(primitive: str, change: dict[str, Any], message: str) -> None:
-    arguments = {argument: value for argument, value, _ in CALLS[primitive]}
+def test_more_arguments_that_would_be_misread(primitive: str, change: dict[str | int, Any], message: str) -> None:
+    arguments = [change.get(argument, change.get(i, value)) for i, (argument, value, _) in enumerate(CALLS[primitive])]
     with pytest.raises(ValueError, match=message):
-        getattr(_native, primitive)(*(arguments | change).values())
+        getattr(_native, primitive)(*arguments)
 
 
 def test_a_number_of_threads_that_cannot_be() -> None:

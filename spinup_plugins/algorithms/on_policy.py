@@ -117,7 +117,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         super()._setup_model()
         self.vf_lr_schedule = None if self.vf_lr is None else FloatSchedule(self.vf_lr)
 
-    _replaced: ClassVar[tuple[str, ...]] = ("_descend",)
+    _replaced: ClassVar[tuple[str, ...]] = ("_descend", "_to_env")
 
     def _bind(self, ops: Any) -> ActorCritic:
         if type(self.rollout_buffer) not in (RolloutBuffer, DictRolloutBuffer):
@@ -190,12 +190,12 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
                     obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
                     actions_tensor, values, log_probs = self.policy(obs_tensor)
                 actions = actions_tensor.cpu().numpy()
+                clipped_actions = self._to_env(actions)
             else:
-                actions, values, log_probs = bound.act(self._last_obs)
+                actions, clipped_actions, values, log_probs = bound.act(self._last_obs)
                 if listening:
                     obs_tensor, actions_tensor = obs_as_tensor(self._last_obs, self.device), th.from_numpy(actions)  # type: ignore[arg-type]
                     values, log_probs = th.from_numpy(values)[:, None], th.from_numpy(log_probs)
-            clipped_actions = self._to_env(actions)
 
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self._check_finite(new_obs, rewards)
@@ -209,8 +209,8 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
             self._update_info_buffer(infos, dones)
             n_steps += 1
 
-            if isinstance(self.action_space, spaces.Discrete):
-                actions = actions.reshape(-1, 1)
+            if actions.ndim == 1:
+                actions = actions[:, None]
             self._bootstrap_truncated(rewards, dones, infos)
             step = (self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)
             if columns is None:
@@ -394,26 +394,27 @@ class Rows:
         self.buffer = buffer = rollout_buffer
         observations: Any = buffer.observations
         self.parts = observations if isinstance(observations, dict) else None
-        self.observations = observations
-        self.actions, self.rewards, self.starts = buffer.actions, buffer.rewards, buffer.episode_starts
+        self.observations, self.shape = observations, None if self.parts is not None else observations.shape[1:]
+        self.actions, self.action_shape = buffer.actions, buffer.actions.shape[1:]
+        self.rewards, self.starts = buffer.rewards, buffer.episode_starts
         self.values, self.log_probs = buffer.values, buffer.log_probs
 
     def add(self, observations: Any, actions: Any, rewards: Any, starts: Any, values: Any, log_probs: Any) -> None:
         """Store one step of every environment; shapes as :meth:`Columns.add` has them."""
         buffer = self.buffer
         row = buffer.pos
-        if self.parts is None:
-            self.observations[row] = observations.reshape(self.observations.shape[1:])
-        else:
+        if self.parts is not None:
             for key, part in self.parts.items():
                 part[row] = observations[key].reshape(part.shape[1:])
-        self.actions[row] = actions.reshape(self.actions.shape[1:])
+        else:
+            self.observations[row] = observations if observations.shape == self.shape else observations.reshape(self.shape)
+        self.actions[row] = actions if actions.shape == self.action_shape else actions.reshape(self.action_shape)
         self.rewards[row] = rewards
         self.starts[row] = starts
         self.values[row] = values if values.ndim == 1 else values.flatten()
         self.log_probs[row] = log_probs
-        buffer.pos = row + 1
-        buffer.full = buffer.pos == buffer.buffer_size
+        buffer.pos = row = row + 1
+        buffer.full = row == buffer.buffer_size
 
 
 class Columns:

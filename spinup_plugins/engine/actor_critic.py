@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import nn
 
 from spinup_plugins.engine.heads import make_head
-from spinup_plugins.engine.networks import MLP, Adam, Floats, Memory, Shape, Tape, Unsupported, shape_of
+from spinup_plugins.engine.networks import MLP, Adam, Floats, Memory, Shape, Unsupported, shape_of
 from spinup_plugins.engine.observations import Observations, check_extractor
 
 __all__ = ["ActorCritic", "Rollout", "flattened"]
@@ -102,7 +102,6 @@ class ActorCritic:
         self.actor_parameters = (0, (log_std is not None) + len(actor_layers) * 2)
         self.critic_parameters = (self.actor_parameters[1], len(self.memory.parameters))
         self.all_parameters = (0, len(self.memory.parameters))
-        self._tapes: dict[int, tuple[Tape, Tape]] = {}
         self._outputs: dict[tuple[str, int], Floats] = {}
 
     @property
@@ -112,22 +111,12 @@ class ActorCritic:
 
     # --- acting ------------------------------------------------------------------------------------------------------
 
-    def act(self, observations: Any) -> tuple[Any, Floats, Floats]:
+    def act(self, observations: Any) -> tuple[Any, Any, Floats, Floats]:
         """Draw actions for (N, …) observations, as ``policy(obs)`` does.
 
-        :return: fresh arrays: actions (N, *action shape), V(s) (N,), log π(a|s) (N,)
+        :return: fresh arrays: actions (N, *action shape), the same within their bounds, V(s) (N,), log π(a|s) (N,)
         """
-        x = self.observations.rows(observations)
-        batch = len(x)
-        actor, critic = self._tapes.get(batch) or self._make_tapes(batch)
-        forward = self.ops.mlp_forward
-        values = forward(self.critic, critic, x)[:, 0].copy()
-        actions, log_probs = self.head.act(forward(self.actor, actor, x))
-        return actions.reshape(batch, *self.action_space.shape), values, log_probs
-
-    def _make_tapes(self, batch: int) -> tuple[Tape, Tape]:
-        self._tapes = {batch: (self.actor.tape(batch), self.critic.tape(batch))}
-        return self._tapes[batch]
+        return self.head.act(self.actor, self.critic, self.observations.rows(observations))
 
     def values(self, observations: Any) -> Floats:
         """V(s) of (N, …) observations; a fresh array, (N,)."""

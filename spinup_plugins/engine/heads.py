@@ -14,9 +14,11 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from spinup_plugins.engine.networks import Floats, StandardNormal, Unsupported
+from spinup_plugins.engine.networks import MLP, Floats, StandardNormal, Unsupported
 
 __all__ = ["Bernoulli", "Categorical", "Gaussian", "Head", "make_head"]
+
+F = np.float32
 
 
 class Head(Protocol):
@@ -25,8 +27,11 @@ class Head(Protocol):
     def draw(self, params: Floats, deterministic: bool) -> Any:
         """Return actions, (B, k) in the dtype that the policy returns: freshly made."""
 
-    def act(self, params: Floats) -> tuple[Any, Floats]:
-        """Draw actions, (B, k), with their log π(a|s), (B,): fresh arrays."""
+    def act(self, actor: MLP, critic: MLP, x: Floats) -> tuple[Any, Any, Floats, Floats]:
+        """Draw actions for what the networks read, (B, in).
+
+        :return: fresh arrays: actions (B, *shape of the space's), the same within its bounds, V(s) (B,), log π(a|s) (B,)
+        """
 
     def log_prob(self, params: Floats, actions: Floats, out: Floats) -> float:
         """Write log π(a|s), (B,); return the batch's mean entropy."""
@@ -57,22 +62,36 @@ class Gaussian:
     """Independent Gaussians, N(μ(s), σ): the output is μ; log σ is a parameter of its own.
 
     :param ops: primitives
+    :param space: of the actions
     :param log_std: log σ, (A,)
     :param grad_log_std: where its gradient goes, (A,)
     """
 
-    def __init__(self, ops: Any, log_std: Floats, grad_log_std: Floats) -> None:
-        self.ops, self.log_std, self.grad_log_std = ops, log_std, grad_log_std
+    def __init__(self, ops: Any, space: spaces.Box, log_std: Floats, grad_log_std: Floats) -> None:
+        self.ops, self.space, self.log_std, self.grad_log_std = ops, space, log_std, grad_log_std
         self._noise = StandardNormal(log_std.size)
+        #: bounds that the primitive keeps; those of other precision it does not know
+        self._single = space.dtype == np.float32
+        bounds = (space.low, space.high) if self._single else (np.full(space.shape, -np.inf), np.full(space.shape, np.inf))
+        self._low, self._high = (np.ascontiguousarray(bound, dtype=np.float32).reshape(-1) for bound in bounds)
 
-    def draw(self, params: Floats, deterministic: bool) -> Any:  # noqa: D102
-        return params.copy() if deterministic else self.act(params)[0]
-
-    def act(self, params: Floats) -> tuple[Any, Floats]:
+    def draw(self, params: Floats, deterministic: bool) -> Any:
         """By the primitive, from noise as ``Normal.rsample`` draws it."""
+        if deterministic:
+            return params.copy()
         actions, log_probs = np.empty_like(params), np.empty(len(params), dtype=np.float32)
         self.ops.gaussian_draw(params, self.log_std, self._noise.draw(len(params)), actions, log_probs)
-        return actions, log_probs
+        return actions
+
+    def act(self, actor: MLP, critic: MLP, x: Floats) -> tuple[Any, Any, Floats, Floats]:  # noqa: D102
+        batch = len(x)
+        shape = (batch, *self.space.shape)
+        actions, inside, values, log_probs = np.empty(shape, F), np.empty(shape, F), np.empty(batch, F), np.empty(batch, F)
+        noise = self._noise.draw(batch)
+        self.ops.gaussian_act(actor, critic, x, values, self.log_std, noise, self._low, self._high, actions, inside, log_probs)
+        if not self._single:
+            inside = np.minimum(np.maximum(actions, self.space.low), self.space.high)
+        return actions, inside, values, log_probs
 
     def log_prob(self, params: Floats, actions: Floats, out: Floats) -> float:  # noqa: D102
         self.ops.gaussian_log_prob(params, self.log_std, actions, out)
@@ -129,18 +148,22 @@ class Categorical:
             part.exponential_()
         return noise
 
-    def draw(self, params: Floats, deterministic: bool) -> Any:  # noqa: D102
-        if not deterministic:
-            return self.act(params)[0]
-        parts = [params[:, a:b] for a, b in itertools.pairwise(self.starts)]
-        return np.stack([part.argmax(axis=1) for part in parts], axis=1)
-
-    def act(self, params: Floats) -> tuple[Any, Floats]:
+    def draw(self, params: Floats, deterministic: bool) -> Any:
         """By the primitive, from noise as ``torch.multinomial`` draws it."""
-        actions = np.empty((len(params), len(self.nvec)), dtype=np.int64)
-        log_probs = np.empty(len(params), dtype=np.float32)
-        self.ops.categorical_draw(params, self.nvec, self._draw_noise(len(params)), actions, log_probs)
-        return actions, log_probs
+        batch = len(params)
+        if deterministic:
+            parts = [params[:, a:b] for a, b in itertools.pairwise(self.starts)]
+            return np.stack([part.argmax(axis=1) for part in parts], axis=1)
+        actions, log_probs = np.empty((batch, len(self.nvec)), dtype=np.int64), np.empty(batch, F)
+        self.ops.categorical_draw(params, self.nvec, self._draw_noise(batch), actions, log_probs)
+        return actions
+
+    def act(self, actor: MLP, critic: MLP, x: Floats) -> tuple[Any, Any, Floats, Floats]:  # noqa: D102
+        batch = len(x)
+        actions = np.empty(batch if self.scalar else (batch, len(self.nvec)), dtype=np.int64)
+        values, log_probs = np.empty(batch, F), np.empty(batch, F)
+        self.ops.categorical_act(actor, critic, x, values, self.nvec, self._draw_noise(batch), actions, log_probs)
+        return actions, actions, values, log_probs
 
     def _result(self, batch: int, width: int) -> Floats:
         if batch not in self._log_softmax:
@@ -188,20 +211,24 @@ class Bernoulli:
     """Independent coins: the output is their logits.
 
     :param ops: primitives
+    :param space: of the actions
     """
 
-    def __init__(self, ops: Any) -> None:
-        self.ops = ops
+    def __init__(self, ops: Any, space: spaces.MultiBinary) -> None:
+        self.ops, self.space = ops, space
 
     def draw(self, params: Floats, deterministic: bool) -> Any:  # noqa: D102
         p = 1.0 / (1.0 + np.exp(-params))
         return np.round(p) if deterministic else th.bernoulli(th.from_numpy(p)).numpy()
 
-    def act(self, params: Floats) -> tuple[Any, Floats]:  # noqa: D102
-        actions = self.draw(params, False)
-        log_probs = np.empty(len(params), dtype=np.float32)
+    def act(self, actor: MLP, critic: MLP, x: Floats) -> tuple[Any, Any, Floats, Floats]:  # noqa: D102
+        batch = len(x)
+        values = self.ops.mlp_forward(critic, critic.tape(batch), x)[:, 0].copy()
+        params = self.ops.mlp_forward(actor, actor.tape(batch), x)
+        actions, log_probs = self.draw(params, False), np.empty(batch, F)
         self.ops.bernoulli_log_prob(params, actions, log_probs)
-        return actions, log_probs
+        actions = actions.reshape(batch, *self.space.shape)
+        return actions, actions, values, log_probs
 
     def log_prob(self, params: Floats, actions: Floats, out: Floats) -> float:  # noqa: D102
         return float(self.ops.bernoulli_log_prob(params, actions, out))
@@ -234,11 +261,11 @@ def make_head(ops: Any, space: spaces.Space[Any], log_std: Floats, grad_log_std:
     :raises Unsupported: for other spaces than Box, Discrete, MultiDiscrete and MultiBinary
     """
     if isinstance(space, spaces.Box):
-        return Gaussian(ops, log_std, grad_log_std)
+        return Gaussian(ops, space, log_std, grad_log_std)
     if isinstance(space, spaces.Discrete):
         return Categorical(ops, [int(space.n)], scalar=True)
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
         return Categorical(ops, space.nvec.tolist(), scalar=False)
     if isinstance(space, spaces.MultiBinary):
-        return Bernoulli(ops)
+        return Bernoulli(ops, space)
     raise Unsupported(f"actions of a {type(space).__name__} space")

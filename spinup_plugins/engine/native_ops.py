@@ -5,6 +5,8 @@ Importing this module fails where they are not built.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -35,11 +37,13 @@ __all__ = [
     "adam",
     "bernoulli_gradient",
     "bernoulli_log_prob",
+    "categorical_act",
     "categorical_draw",
     "categorical_gradient",
     "categorical_log_prob",
     "finite",
     "gae",
+    "gaussian_act",
     "gaussian_draw",
     "gaussian_gradient",
     "gaussian_log_prob",
@@ -82,3 +86,20 @@ def mlp_jvp(mlp: MLP, tape: Tape, vector: Floats, out: Tape) -> Floats:
     """As :func:`spinup_plugins.engine.numpy_ops.mlp_jvp`."""
     _native.mlp_jvp(mlp.spec, mlp.theta, tape.x, tape.flat, vector, out.flat)
     return out.output
+
+
+def gaussian_act(actor: MLP, critic: MLP, x: Floats, out_values: Floats, *rest: Floats) -> None:
+    """As :func:`spinup_plugins.engine.numpy_ops.gaussian_act`."""
+    _native.gaussian_act(*_pair(actor, critic, len(x)), x, out_values, *rest)
+
+
+def categorical_act(
+    actor: MLP, critic: MLP, x: Floats, out_values: Floats, nvec: npt.NDArray[np.int32], *rest: npt.NDArray[Any]
+) -> None:
+    """As :func:`spinup_plugins.engine.numpy_ops.categorical_act`."""
+    _native.categorical_act(*_pair(actor, critic, len(x)), x, out_values, nvec, *rest)
+
+
+def _pair(actor: MLP, critic: MLP, batch: int) -> tuple[npt.NDArray[Any], ...]:
+    actor_work, critic_work = actor.tape(batch).flat, critic.tape(batch).flat
+    return actor.spec, actor.theta, actor_work, critic.spec, critic.theta, critic_work

@@ -335,7 +335,9 @@ class Adam:
         places = {id(p): i for i, p in enumerate(memory.parameters)}
         self._order = [places[id(p)] for p in group["params"]]
         self._taken_over: set[tuple[int, int]] = set()
-        self._ranges: dict[tuple[int, int], tuple[Floats, ...]] = {}
+        self._ranges: dict[tuple[int, int], tuple[tuple[Floats, ...], Floats]] = {}
+        self._current: tuple[int, int] | None = None  #: the range stepped last
+        self._equal = False  #: whether its parameters have taken as many steps each
         self._step_views = [self._steps[i] for i in range(len(memory.parameters))]
 
     def begin(self) -> None:
@@ -364,26 +366,31 @@ class Adam:
 
         :param ops: primitives
         """
-        if (first, last) not in self._taken_over:
+        key = first, last
+        if key not in self._taken_over:
             self.sync(slice(first, last))
-            self._taken_over.add((first, last))
+            self._taken_over.add(key)
+            self._current = None
         self.optimizer.param_groups[0]["lr"] = learning_rate
-        steps = self.steps[first:last]
+        vectors, steps = self._ranges.get(key) or self._range(first, last)
         steps += 1.0
         t = float(steps[0])
-        vectors = self._ranges.get((first, last))
-        if vectors is None:
-            bounds = slice(self.memory.bounds[first], self.memory.bounds[last])
-            vectors = tuple(x[bounds] for x in (self.memory.array, self.grad, self.first, self.second))
-            self._ranges[first, last] = vectors
+        if self._current != key:  # counts that are equal stay so while this range alone is stepped
+            self._current, self._equal = key, bool((steps == t).all())
         beta1, beta2, epsilon = self.hyperparameters
-        if (steps == t).all():
+        if self._equal:
             ops.adam(*vectors, t, learning_rate, beta1, beta2, epsilon, scale)
         else:  # some were stepped more often than others elsewhere
             for i in range(first, last):
-                part = slice(self.memory.bounds[i], self.memory.bounds[i + 1])
-                vectors = tuple(x[part] for x in (self.memory.array, self.grad, self.first, self.second))
-                ops.adam(*vectors, float(self.steps[i]), learning_rate, beta1, beta2, epsilon, scale)
+                vectors, steps = self._range(i, i + 1)
+                ops.adam(*vectors, float(steps[0]), learning_rate, beta1, beta2, epsilon, scale)
+
+    def _range(self, first: int, last: int) -> tuple[tuple[Floats, ...], Floats]:
+        """Return what a step of these parameters reads and writes, and how many steps each has taken."""
+        part = slice(self.memory.bounds[first], self.memory.bounds[last])
+        vectors = tuple(x[part] for x in (self.memory.array, self.grad, self.first, self.second))
+        self._ranges[first, last] = found = vectors, self.steps[first:last]
+        return found
 
     @property
     def hyperparameters(self) -> tuple[float, float, float]:

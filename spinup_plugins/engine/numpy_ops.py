@@ -19,11 +19,13 @@ __all__ = [
     "adam",
     "bernoulli_gradient",
     "bernoulli_log_prob",
+    "categorical_act",
     "categorical_draw",
     "categorical_gradient",
     "categorical_log_prob",
     "finite",
     "gae",
+    "gaussian_act",
     "gaussian_draw",
     "gaussian_gradient",
     "gaussian_log_prob",
@@ -279,6 +281,58 @@ def gaussian_draw(mean: Floats, log_std: Floats, noise: Floats, out_actions: Flo
     np.einsum("ij,ij->i", noise, noise, out=out)
     out *= -0.5
     out -= np.float32(sum(log_std.tolist()) + HALF_LOG_2PI * log_std.size)
+
+
+def gaussian_act(
+    actor: MLP,
+    critic: MLP,
+    x: Floats,
+    out_values: Floats,
+    log_std: Floats,
+    noise: Floats,
+    low: Floats,
+    high: Floats,
+    out_actions: Floats,
+    out_clipped: Floats,
+    out: Floats,
+) -> None:
+    """Run both networks on the same rows and draw; see :func:`gaussian_draw`.
+
+    :param x: (B, in)
+    :param out_values: V(s), (B,)
+    :param low: bounds of actions, (A,)
+    :param high: likewise
+    :param out_actions: (B, A), any shape
+    :param out_clipped: actions within their bounds, likewise
+    """
+    batch = len(x)
+    actions = out_actions.reshape(batch, -1)
+    out_values[:] = mlp_forward(critic, critic.tape(batch), x)[:, 0]
+    gaussian_draw(mlp_forward(actor, actor.tape(batch), x), log_std, noise, actions, out)
+    inside = out_clipped.reshape(batch, -1)
+    np.minimum(np.maximum(actions, low, out=inside), high, out=inside)
+
+
+def categorical_act(
+    actor: MLP,
+    critic: MLP,
+    x: Floats,
+    out_values: Floats,
+    nvec: npt.NDArray[np.int32],
+    noise: Floats,
+    out_actions: npt.NDArray[np.int64],
+    out: Floats,
+) -> None:
+    """Run both networks on the same rows and draw; see :func:`categorical_draw`.
+
+    :param x: (B, in)
+    :param out_values: V(s), (B,)
+    :param out_actions: (B, K), or (B,) where there is one choice
+    """
+    batch = len(x)
+    out_values[:] = mlp_forward(critic, critic.tape(batch), x)[:, 0]
+    logits = mlp_forward(actor, actor.tape(batch), x)
+    categorical_draw(logits, nvec, noise, out_actions.reshape(batch, len(nvec)), out)
 
 
 def categorical_draw(

@@ -373,7 +373,7 @@ static int multiply(const struct product *p) {
 
 /* --- arguments ------------------------------------------------------------------------------------------------------ */
 
-#define MAX_ARRAYS 8
+#define MAX_ARRAYS 16
 struct arguments {
     Py_buffer views[MAX_ARRAYS];
     int count, failed;
@@ -542,21 +542,12 @@ static int back(const struct layer *at, const float *theta, const float *g, ptrd
     return failed;
 }
 
-/* spec, theta, x, work */
-FUNCTION(mlp_forward, 4)
-    struct shape shape;
-    ptrdiff_t batch;
-    read_shape(&all, args[0], &shape);
-    GIVE_UP_IF_FAILED;
-    const float *theta = IN(1, "theta", AT_LEAST(shape.theta)), *x = rows_of(&all, args[2], &shape, &batch);
-    GIVE_UP_IF_FAILED;
-    float *work = OUT(3, "work", AT_LEAST(shape.work));
-    GIVE_UP_IF_FAILED;
+/* y_l = f_l(y_{l-1} W_l + b_l) into `work`, as place() lays it out */
+static int forward(const struct shape *shape, const float *theta, const float *x, ptrdiff_t batch, float *work) {
     int failed = 0;
-    BEGIN_WORK(2.0 * batch * shape.theta)
     const float *y = x;
-    for (int i = 0; i < shape.layers; i++) {
-        struct layer *at = &shape.layer[i];
+    for (int i = 0; i < shape->layers; i++) {
+        const struct layer *at = &shape->layer[i];
         float *out = work + at->work;
         const float *part = theta + at->theta;
         for (ptrdiff_t h = 0; h < at->heads; h++) {
@@ -569,6 +560,22 @@ FUNCTION(mlp_forward, 4)
         }
         y = out;
     }
+    return failed;
+}
+
+/* spec, theta, x, work */
+FUNCTION(mlp_forward, 4)
+    struct shape shape;
+    ptrdiff_t batch;
+    read_shape(&all, args[0], &shape);
+    GIVE_UP_IF_FAILED;
+    const float *theta = IN(1, "theta", AT_LEAST(shape.theta)), *x = rows_of(&all, args[2], &shape, &batch);
+    GIVE_UP_IF_FAILED;
+    float *work = OUT(3, "work", AT_LEAST(shape.work));
+    GIVE_UP_IF_FAILED;
+    int failed;
+    BEGIN_WORK(2.0 * batch * shape.theta)
+    failed = forward(&shape, theta, x, batch, work);
     END_WORK
     if (failed) RETURN(PyErr_NoMemory());
     RETURN_NONE;
@@ -811,6 +818,19 @@ static const float *deviations(struct arguments *all, PyObject *object, float si
     return result;
 }
 
+/* a = mu + sigma e and log pi(a|s), sigma and the logarithms' sum given */
+static void draw_gaussian(ptrdiff_t batch, ptrdiff_t size, const float *mean, const float *deviation, double constant,
+                          const float *noise, float *actions, float *out) {
+    for (ptrdiff_t i = 0; i < batch; i++) {
+        float sum = 0.0f;
+        for (ptrdiff_t j = i * size; j < (i + 1) * size; j++) {
+            actions[j] = mean[j] + deviation[j - i * size] * noise[j];
+            sum += noise[j] * noise[j];
+        }
+        out[i] = -0.5f * sum - (float)constant;
+    }
+}
+
 /* mean, log_std, noise, out_actions, out */
 FUNCTION(gaussian_draw, 5)
     ptrdiff_t size;
@@ -820,15 +840,7 @@ FUNCTION(gaussian_draw, 5)
     const float *noise = IN(2, "noise", batch * size);
     float *actions = OUT(3, "out_actions", batch * size), *out = OUT(4, "out", batch);
     GIVE_UP_IF_FAILED;
-    for (ptrdiff_t i = 0; i < batch; i++) {
-        float sum = 0.0f;
-        for (ptrdiff_t j = 0; j < size; j++) {
-            float e = noise[i * size + j];
-            actions[i * size + j] = mean[i * size + j] + deviation[j] * e;
-            sum += e * e;
-        }
-        out[i] = -0.5f * sum - (float)constant;
-    }
+    draw_gaussian(batch, size, mean, deviation, constant, noise, actions, out);
     RETURN_NONE;
 }
 
@@ -894,18 +906,11 @@ static inline float highest_of(const float *x, ptrdiff_t count) {
     return highest;
 }
 
-/* logits, nvec, noise, out_actions, out */
-FUNCTION(categorical_draw, 5)
-    ptrdiff_t count, total, start = 0;
-    const int32_t *nvec = options(&all, args[1], &count, &total);
-    const float *logits = IN(0, "logits", ANY);
-    ptrdiff_t batch = count_rows(&all, "logits must have the width that nvec sums to", total);
-    const float *noise = IN(2, "noise", batch * total);
-    int64_t *actions = array(&all, args[3], "out_actions", "lq", 8, 1, batch * count);
-    float *out = OUT(4, "out", batch);
-    GIVE_UP_IF_FAILED;
+/* a = argmax_j p_j / e_j of each choice, and log pi(a|s) */
+static void draw_categorical(ptrdiff_t batch, ptrdiff_t count, ptrdiff_t total, const int32_t *nvec, const float *logits,
+                             const float *noise, int64_t *actions, float *out) {
     memset(out, 0, batch * sizeof(float));
-    for (ptrdiff_t k = 0; k < count; k++) {
+    for (ptrdiff_t k = 0, start = 0; k < count; start += nvec[k++])
         for (ptrdiff_t i = 0; i < batch; i++) {
             const float *l = logits + i * total + start, *e = noise + batch * start + i * nvec[k];
             float highest = highest_of(l, nvec[k]), sum = 0.0f, best = -1.0f;
@@ -918,8 +923,19 @@ FUNCTION(categorical_draw, 5)
             actions[i * count + k] = choice;
             out[i] += l[choice] - highest - logf(sum);
         }
-        start += nvec[k];
-    }
+}
+
+/* logits, nvec, noise, out_actions, out */
+FUNCTION(categorical_draw, 5)
+    ptrdiff_t count, total;
+    const int32_t *nvec = options(&all, args[1], &count, &total);
+    const float *logits = IN(0, "logits", ANY);
+    ptrdiff_t batch = count_rows(&all, "logits must have the width that nvec sums to", total);
+    const float *noise = IN(2, "noise", batch * total);
+    int64_t *actions = array(&all, args[3], "out_actions", "lq", 8, 1, batch * count);
+    float *out = OUT(4, "out", batch);
+    GIVE_UP_IF_FAILED;
+    draw_categorical(batch, count, total, nvec, logits, noise, actions, out);
     RETURN_NONE;
 }
 
@@ -958,6 +974,86 @@ FUNCTION(categorical_log_prob, 5)
         }
     }
     RETURN(PyFloat_FromDouble(entropy / batch));
+}
+
+/* Actor and critic on the same rows: specs, thetas and works of both, x, (B,) for V. */
+struct pair {
+    struct shape actor, critic;
+    const float *actor_theta, *critic_theta, *x;
+    float *actor_work, *critic_work, *values;
+    ptrdiff_t batch;
+};
+
+static void read_pair(struct arguments *all, PyObject *const *args, struct pair *pair) {
+    read_shape(all, args[0], &pair->actor);
+    read_shape(all, args[3], &pair->critic);
+    if (all->failed) return;
+    pair->actor_theta = array(all, args[1], "theta", "f", 4, 0, AT_LEAST(pair->actor.theta));
+    pair->critic_theta = array(all, args[4], "theta", "f", 4, 0, AT_LEAST(pair->critic.theta));
+    pair->x = rows_of(all, args[6], &pair->actor, &pair->batch);
+    if (all->failed) return;
+    place(&pair->critic, pair->batch);
+    if (pair->critic.in != pair->actor.in || pair->critic.out != 1) {
+        fail(all, "the critic's spec must have the actor's input and one output");
+        return;
+    }
+    pair->actor_work = array(all, args[2], "work", "f", 4, 1, AT_LEAST(pair->actor.work));
+    pair->critic_work = array(all, args[5], "work", "f", 4, 1, AT_LEAST(pair->critic.work));
+    pair->values = array(all, args[7], "out_values", "f", 4, 1, pair->batch);
+}
+
+/* Returns the actor's output, or NULL where there is no memory. */
+static const float *forward_both(const struct pair *pair) {
+    ptrdiff_t last = pair->critic.layers - 1;
+    if (forward(&pair->critic, pair->critic_theta, pair->x, pair->batch, pair->critic_work)) return NULL;
+    memcpy(pair->values, pair->critic_work + pair->critic.layer[last].work, pair->batch * sizeof(float));
+    if (forward(&pair->actor, pair->actor_theta, pair->x, pair->batch, pair->actor_work)) return NULL;
+    return pair->actor_work + pair->actor.layer[pair->actor.layers - 1].work;
+}
+
+static inline float clipped(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+
+/* spec, theta and work of the actor, of the critic, x, out_values, log_std, noise, low, high, out_actions, out_clipped, out */
+FUNCTION(gaussian_act, 15)
+    struct pair pair;
+    ptrdiff_t size;
+    double constant;
+    read_pair(&all, args, &pair);
+    const float *deviation = deviations(&all, args[8], 1.0f, &size, &constant);
+    if (!all.failed && size != pair.actor.out) fail(&all, "log_std must have the width of the actor's output");
+    ptrdiff_t count = all.failed ? 0 : pair.batch * size;
+    const float *noise = IN(9, "noise", count), *low = IN(10, "low", size), *high = IN(11, "high", size);
+    float *actions = OUT(12, "out_actions", count), *inside = OUT(13, "out_clipped", count), *out = OUT(14, "out", pair.batch);
+    GIVE_UP_IF_FAILED;
+    const float *mean;
+    BEGIN_WORK(2.0 * pair.batch * (pair.actor.theta + pair.critic.theta))
+    mean = forward_both(&pair);
+    if (mean) draw_gaussian(pair.batch, size, mean, deviation, constant, noise, actions, out);
+    for (ptrdiff_t i = 0; mean && i < count; i++) inside[i] = clipped(actions[i], low[i % size], high[i % size]);
+    END_WORK
+    if (!mean) RETURN(PyErr_NoMemory());
+    RETURN_NONE;
+}
+
+/* spec, theta and work of the actor, of the critic, x, out_values, nvec, noise, out_actions, out */
+FUNCTION(categorical_act, 12)
+    struct pair pair;
+    ptrdiff_t choices, total;
+    read_pair(&all, args, &pair);
+    const int32_t *nvec = options(&all, args[8], &choices, &total);
+    if (!all.failed && total != pair.actor.out) fail(&all, "nvec must sum to the width of the actor's output");
+    ptrdiff_t batch = all.failed ? 0 : pair.batch;
+    const float *noise = IN(9, "noise", batch * total);
+    int64_t *actions = array(&all, args[10], "out_actions", "lq", 8, 1, batch * choices);
+    float *out = OUT(11, "out", batch);
+    GIVE_UP_IF_FAILED;
+    const float *logits;
+    BEGIN_WORK(2.0 * batch * (pair.actor.theta + pair.critic.theta))
+    logits = forward_both(&pair);
+    if (logits) draw_categorical(batch, choices, total, nvec, logits, noise, actions, out);
+    END_WORK
+    if (!logits) RETURN(PyErr_NoMemory());
+    RETURN_NONE;
 }
 
 /* log_softmax, nvec, actions, grad_log_prob, entropy, grad_logits */
@@ -1074,8 +1170,6 @@ FUNCTION(squash, 5)
     END_WORK
     RETURN_NONE;
 }
-
-static inline float clipped(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
 
 /* params, noise, actions, exact, grad_actions, grad_log_prob, grad_params */
 FUNCTION(squash_gradient, 7)
@@ -1248,9 +1342,11 @@ static PyMethodDef methods[] = {
     FAST(adam),
     FAST(polyak),
     FAST(gaussian_draw),
+    FAST(gaussian_act),
     FAST(gaussian_log_prob),
     FAST(gaussian_gradient),
     FAST(categorical_draw),
+    FAST(categorical_act),
     FAST(categorical_log_prob),
     FAST(categorical_gradient),
     FAST(bernoulli_log_prob),
