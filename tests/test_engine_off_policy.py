@@ -509,9 +509,9 @@ def test_one_step_of_sac_by_hand() -> None:
     y = 0.5 + 0.9 * (1.0 - 0.1 * log_prob)
     assert metrics["critic_loss"] == pytest.approx(0.5 * ((1.0 - y) ** 2 + (2.0 - y) ** 2), abs=1e-5)
     lr = bound.critic_adam.optimizer.param_groups[0]["lr"]
-    biases = [float(critic.weights[-1][0][1][0]) for critic in bound.critics]
+    biases = [critic.weights[-1][0][1].item() for critic in bound.critics]
     assert biases == pytest.approx([1.0 + lr, 2.0 + lr * np.sign(y - 2.0)], abs=1e-6)
-    targets = [float(target.weights[-1][0][1][0]) for target in bound.critic_targets]
+    targets = [target.weights[-1][0][1].item() for target in bound.critic_targets]
     assert targets == pytest.approx([1.0 + lr / 2, 2.0 + lr / 2 * np.sign(y - 2.0)], abs=1e-6)
     assert metrics["actor_loss"] == pytest.approx(0.1 * log_prob - min(biases), abs=1e-5)
 

@@ -73,7 +73,7 @@ class Gaussian:
         #: bounds that the primitive keeps; those of other precision it does not know
         self._single = space.dtype == np.float32
         bounds = (space.low, space.high) if self._single else (np.full(space.shape, -np.inf), np.full(space.shape, np.inf))
-        self._low, self._high = (np.ascontiguousarray(bound, dtype=np.float32).reshape(-1) for bound in bounds)
+        self._low, self._high = (np.ascontiguousarray(bound, dtype=np.float32).reshape(1, -1) for bound in bounds)
 
     def draw(self, params: Floats, deterministic: bool) -> Any:
         """By the primitive, from noise as ``Normal.rsample`` draws it."""

@@ -120,7 +120,8 @@ class MLP:
         assert theta.size == shape.size
         self.shape, self.theta, self.grad = shape, theta, grad
         self.spec = shape.spec
-        self.weights = matrices(shape, theta)  #: (W (in, out), b (out,)) of each layer, of each head of the last
+        #: (W (in, out), b (1, out)) of each layer, of each head of the last; NumPy adds arrays of as many axes faster
+        self.weights = [[(weight, bias[None]) for weight, bias in layer] for layer in matrices(shape, theta)]
         self.grads = None if grad is None else matrices(shape, grad)
         self._tapes: dict[tuple[int, int], Tape] = {}
 

@@ -276,11 +276,16 @@ def gaussian_draw(mean: Floats, log_std: Floats, noise: Floats, out_actions: Flo
     :param out_actions: (B, A)
     :param out: (B,)
     """
-    np.multiply(np.exp(log_std), noise, out_actions)
+    constant = sum(log_std.tolist()) + HALF_LOG_2PI * log_std.size
+    np.multiply(np.exp(log_std)[None], noise, out_actions)
     out_actions += mean
+    if len(noise) == 1:
+        row = noise[0]
+        out[0] = -0.5 * float(np.dot(row, row)) - constant
+        return
     np.einsum("ij,ij->i", noise, noise, out=out)
     out *= -0.5
-    out -= np.float32(sum(log_std.tolist()) + HALF_LOG_2PI * log_std.size)
+    out -= np.float32(constant)
 
 
 def gaussian_act(
@@ -300,7 +305,7 @@ def gaussian_act(
 
     :param x: (B, in)
     :param out_values: V(s), (B,)
-    :param low: bounds of actions, (A,)
+    :param low: bounds of actions, (1, A)
     :param high: likewise
     :param out_actions: (B, A), any shape
     :param out_clipped: actions within their bounds, likewise
