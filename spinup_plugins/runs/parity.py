@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import nan
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spinup_plugins.atomic import replacing, write_text
 from spinup_plugins.errors import ConfigError, UnknownNameError, nearest
-from spinup_plugins.runs.files import one_line
+from spinup_plugins.runs.pool import Ended, Job, run_jobs, serve
 from spinup_plugins.runs.statistics import bootstrap_interval, interquartile_mean
 
 if TYPE_CHECKING:
@@ -240,8 +235,6 @@ def run_all(
     :return: outcomes as they come
     :raises ConfigError: ``jobs`` is not positive, or a file that exists is of another number of steps
     """
-    if jobs < 1:
-        raise ConfigError(f"jobs must be greater than 0, not {jobs}")
     waiting = []
     for run in runs:
         if run.file(folder).exists():
@@ -252,70 +245,34 @@ def run_all(
                 )
         else:
             waiting.append(run)
-    return _outcomes(runs, waiting, folder, jobs, progress)
+
+    def watch(active: Sequence[Job], ended: int) -> None:
+        progress(f"{ended} of {len(waiting)}: {', '.join(job.name for job in active)}")
+
+    ending = run_jobs([_job(run, folder) for run in waiting], jobs, watch)
+    return _outcomes(runs, waiting, folder, ending)
 
 
-def _outcomes(
-    runs: Sequence[Run], waiting: list[Run], folder: Path, jobs: int, progress: Callable[[str], None]
-) -> Iterator[Outcome]:
+def _outcomes(runs: Sequence[Run], waiting: Sequence[Run], folder: Path, ending: Iterator[Ended]) -> Iterator[Outcome]:
     for run in runs:
         if run not in waiting:
             yield Outcome(run, 0.0, read_curve(run.file(folder)).final)
-    total, active = len(waiting), list[tuple[Run, "subprocess.Popen[bytes]", IO[bytes], float]]()
-    try:
-        while waiting or active:
-            while waiting and len(active) < jobs:
-                active.append(_started(waiting.pop(0), folder))
-            progress(f"{total - len(waiting) - len(active)} of {total}: {', '.join(str(each[0]) for each in active)}")
-            ended = [each for each in active if each[1].poll() is not None]
-            for each in ended:
-                active.remove(each)
-                yield _ended(*each, folder)
-            if not ended:
-                time.sleep(0.05)
-    finally:
-        for _, process, errors, _ in active:
-            process.terminate()
-            process.wait()
-            errors.close()
+    by_name = {str(run): run for run in waiting}
+    for ended in ending:
+        run = by_name[ended.job.name]
+        final = nan if ended.error else read_curve(run.file(folder)).final
+        yield Outcome(run, ended.seconds, final, ended.error)
 
 
-def _started(run: Run, folder: Path) -> tuple[Run, subprocess.Popen[bytes], IO[bytes], float]:
-    """Start a run in a process of its own, whose libraries have one thread each."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed where the run has ended; a pipe would have to be emptied
-    arguments = json.dumps({"run": [run.case._asdict(), run.side, run.seed], "file": str(run.file(folder).absolute())})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spinup_plugins.runs.parity", arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
-        env={**os.environ, **threads},
-    )
-    return run, process, errors, time.perf_counter()
+def _job(run: Run, folder: Path) -> Job:
+    argument = {"run": [run.case._asdict(), run.side, run.seed], "file": str(run.file(folder).absolute())}
+    return Job(str(run), "spinup_plugins.runs.parity", argument)
 
 
-def _ended(run: Run, process: subprocess.Popen[bytes], errors: IO[bytes], began: float, folder: Path) -> Outcome:
-    """Tell how a run ended whose process has."""
-    errors.seek(0)
-    lines = errors.read().decode(errors="replace").strip().splitlines()
-    errors.close()
-    seconds = time.perf_counter() - began
-    if process.returncode:
-        return Outcome(run, seconds, nan, lines[-1] if lines else f"ended with status {process.returncode}")
-    return Outcome(run, seconds, read_curve(run.file(folder)).final)
-
-
-def _main(arguments: str) -> None:
-    """Make the one curve that :func:`_started` asks for."""
-    given = json.loads(arguments)
-    case, side, seed = given["run"]
-    try:
-        curve = learn(Run(Case(**case), side, seed))
-    except Exception as error:
-        print(one_line(error), file=sys.stderr)
-        raise SystemExit(1) from None
-    write_curve(Path(given["file"]), curve)
+def _work(argument: Any) -> None:
+    """Make one curve."""
+    case, side, seed = argument["run"]
+    write_curve(Path(argument["file"]), learn(Run(Case(**case), side, seed)))
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
@@ -467,4 +424,4 @@ def _number(value: float) -> str:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    serve(_work)

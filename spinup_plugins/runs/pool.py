@@ -1,0 +1,122 @@
+"""Jobs in processes of their own, with one thread each and so many at a time: one that fails leaves the others alone."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any, NamedTuple
+
+from spinup_plugins.errors import ConfigError
+from spinup_plugins.runs.files import one_line
+
+__all__ = ["THREADS", "Ended", "Job", "run_jobs", "serve"]
+
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+"""What keeps the libraries of a process to one thread, if it is in the environment when they are loaded."""
+
+
+class Job(NamedTuple):
+    """Something for a process to do.
+
+    :param name: what it is called
+    :param module: run as a program, which calls :func:`serve`
+    :param argument: what it is given, as plain data
+    """
+
+    name: str
+    module: str
+    argument: Any
+
+
+class Ended(NamedTuple):
+    """How a job ended.
+
+    :param job: which
+    :param seconds: wall time that it took
+    :param error: what went wrong, on one line, or ""
+    """
+
+    job: Job
+    seconds: float
+    error: str = ""
+
+
+class _Active(NamedTuple):
+    job: Job
+    process: "subprocess.Popen[bytes]"
+    errors: IO[bytes]
+    began: float
+
+
+def run_jobs(
+    jobs: Sequence[Job], at_a_time: int = 1, watch: Callable[[Sequence[Job], int], None] = lambda active, ended: None
+) -> Iterator[Ended]:
+    """Do all jobs; whatever stops the iteration, such as Ctrl-C, stops them, too.
+
+    :param jobs: which, in this order
+    :param at_a_time: how many side by side
+    :param watch: is told some twenty times a second which are being done, and how many have ended
+    :return: as they end
+    :raises ConfigError: ``at_a_time`` is not positive
+    """
+    if at_a_time < 1:
+        raise ConfigError(f"jobs must be greater than 0, not {at_a_time}")
+    return _run(list(jobs), at_a_time, watch)
+
+
+def _run(waiting: list[Job], at_a_time: int, watch: Callable[[Sequence[Job], int], None]) -> Iterator[Ended]:
+    active, done = list[_Active](), 0
+    try:
+        while waiting or active:
+            while waiting and len(active) < at_a_time:
+                active.append(_start(waiting.pop(0)))
+            watch([each.job for each in active], done)
+            ended = [each for each in active if each.process.poll() is not None]
+            for each in ended:
+                active.remove(each)
+                done += 1
+                yield _end(each)
+            if not ended:
+                time.sleep(0.05)
+    finally:
+        for each in active:
+            each.process.terminate()
+        for each in active:
+            each.process.wait()
+            each.errors.close()
+
+
+def _start(job: Job) -> _Active:
+    errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed where the job has ended; a pipe would have to be emptied
+    process = subprocess.Popen(
+        [sys.executable, "-m", job.module, json.dumps(job.argument)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        env={**os.environ, **THREADS},
+    )
+    return _Active(job, process, errors, time.perf_counter())
+
+
+def _end(active: _Active) -> Ended:
+    active.errors.seek(0)
+    lines = active.errors.read().decode(errors="replace").strip().splitlines()
+    active.errors.close()
+    seconds, status = time.perf_counter() - active.began, active.process.returncode
+    error = (lines[-1] if lines else f"ended with status {status}") if status else ""
+    return Ended(active.job, seconds, error)
+
+
+def serve(work: Callable[[Any], object]) -> None:
+    """Do the job that this process was started for.
+
+    :param work: is called with the job's argument; what it raises becomes the job's error
+    """
+    try:
+        work(json.loads(sys.argv[1]))
+    except Exception as error:
+        print(one_line(error), file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,84 @@
+"""Jobs in processes: errors are told and kept apart, Ctrl-C leaves none behind."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spinup_plugins.errors import ConfigError
+from spinup_plugins.runs import pool
+from spinup_plugins.runs.pool import Ended, Job, run_jobs, serve
+
+WORKER = """
+import os, pathlib, sys, time
+from spinup_plugins.runs.pool import serve
+def work(argument):
+    folder = pathlib.Path(argument["folder"])
+    (folder / argument["name"]).write_text(os.environ["OMP_NUM_THREADS"])
+    if argument["do"] == "fail":
+        raise ValueError("first\\nno such thing")
+    if argument["do"] == "die":
+        os._exit(3)
+    if argument["do"] == "sleep":
+        time.sleep(60)
+serve(work)
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    (tmp_path / "a_worker.py").write_text(WORKER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def make(*kinds: str) -> list[Job]:
+        return [
+            Job(f"{kind} {i}", "a_worker", {"name": f"{i}.txt", "folder": str(tmp_path), "do": kind})
+            for i, kind in enumerate(kinds)
+        ]
+
+    return make
+
+
+def test_one_that_fails_leaves_the_others_alone(jobs: Any, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    ended = list(run_jobs(jobs("fail", "pass", "die"), 2, lambda active, done: seen.append((len(active), done))))
+    assert all(isinstance(each, Ended) and each.seconds > 0 for each in ended)
+    errors = {each.job.name: each.error for each in ended}
+    assert errors == {"fail 0": "ValueError: first no such thing", "pass 1": "", "die 2": "ended with status 3"}
+    assert [(tmp_path / f"{i}.txt").read_text() for i in range(3)] == ["1"] * 3, "one thread each"
+    assert seen[0] == (2, 0)
+    assert max(active for active, _ in seen) == 2
+
+
+def test_stopping_stops_the_jobs(jobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    start = pool._start
+    monkeypatch.setattr(pool, "_start", lambda job: started.append(start(job)) or started[-1])
+
+    def watch(active: Any, done: int) -> None:
+        if (tmp_path / "0.txt").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(run_jobs(jobs("sleep"), watch=watch))
+    assert started[0].process.poll() is not None
+
+
+def test_bad_numbers() -> None:
+    with pytest.raises(ConfigError, match="jobs must be greater than 0, not 0"):
+        run_jobs([], 0)
+
+
+def test_a_worker_says_what_went_wrong_on_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(argument: Any) -> None:
+        raise KeyError(argument)
+
+    monkeypatch.setattr(sys, "argv", ["x", json.dumps(["a\nb"])])
+    with pytest.raises(SystemExit) as stopped:
+        serve(work)
+    assert stopped.value.code == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
