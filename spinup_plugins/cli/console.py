@@ -17,7 +17,7 @@ from spinup_plugins.yaml_files import parse_yaml
 if TYPE_CHECKING:
     from spinup_plugins.runs.evaluation import Evaluation
 
-__all__ = ["Debug", "assignments", "complain", "episodes", "number", "reporting", "show", "show_evaluation"]
+__all__ = ["Debug", "assignments", "complain", "episodes", "number", "option_name", "reporting", "show", "show_evaluation"]
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Default: off, one line.")]
 """The option that every command has."""
@@ -88,6 +88,15 @@ def assignments(option: str, items: Sequence[str]) -> dict[str, Any]:
                 raise ConfigError(f"{option} {key}: {parent!r} was set to {inner!r} before")
         inner[name] = parse_yaml(text, f"{option} {key}")
     return values
+
+
+def option_name(keys: Sequence[str]) -> str:
+    """Name the option of 'spinup train' that a key of the configuration was given by."""
+    key, *inner = keys
+    if key in ("algo", "env"):
+        return key.upper()
+    name = {"hyperparameters": "set", "callbacks": "callback", "wrappers": "wrap"}.get(key, key.replace("_", "-"))
+    return " ".join([f"--{name}", ".".join(inner)]).rstrip()
 
 
 def number(value: float) -> str:

@@ -1,14 +1,22 @@
 """``spinup train``: one run, from a command line to a folder with a model."""
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from spinup_plugins.cli.console import Debug, assignments, episodes, number, reporting, show, show_evaluation
+from spinup_plugins.cli.console import (
+    Debug,
+    assignments,
+    episodes,
+    number,
+    option_name,
+    reporting,
+    show,
+    show_evaluation,
+)
 from spinup_plugins.envs.kinds import VEC_ENVS
 from spinup_plugins.yaml_files import parse_yaml
 
@@ -174,7 +182,7 @@ def command(
             "tensorboard": tensorboard,
         }
         below = [file_layer(config)] if config is not None else []
-        run = prepare(compose(*below, Layer(_given(values), _option)), folder, command=context.obj)
+        run = prepare(compose(*below, Layer(_given(values), option_name)), folder, command=context.obj)
 
     def reached() -> str:
         steps = f"{run.model.num_timesteps:,} of {run.config.n_timesteps:,} steps"
@@ -195,15 +203,6 @@ def command(
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _option(keys: Sequence[str]) -> str:
-    """Name the option that a key of the configuration was given by."""
-    key, *inner = keys
-    if key in ("algo", "env"):
-        return key.upper()
-    name = {"hyperparameters": "set", "callbacks": "callback", "wrappers": "wrap"}.get(key, key.replace("_", "-"))
-    return " ".join([f"--{name}", ".".join(inner)]).rstrip()
 
 
 def _summarise(run: "Run") -> None:

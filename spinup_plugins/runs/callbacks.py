@@ -1,6 +1,7 @@
 """Callbacks of a run: evaluation every so many real timesteps, a progress bar, and callbacks named by import path."""
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -78,6 +79,8 @@ class Evaluations(EvalCallback):
         self.seed = seed
         self.file = folder / "evaluations.npz"
         self.due: float = every or inf
+        self.evaluated: Callable[[], None] = lambda: None
+        """Called after each evaluation."""
         self.untrained = 0
         """Evaluations before the first update: points of the curve, but no candidates for the best model."""
 
@@ -93,13 +96,15 @@ class Evaluations(EvalCallback):
         self.eval_env.seed(self.seed)
         with replacing(self.file) as temporary:
             self.log_path = str(temporary)
-            if self.model._n_updates > 0:
-                return super()._on_step()
-            self.untrained += 1
-            save_best, self.callback_on_new_best = self.callback_on_new_best, None
+            save_best = self.callback_on_new_best
+            if untrained := self.model._n_updates == 0:
+                self.untrained += 1
+                self.callback_on_new_best = None
             going_on = super()._on_step()
-            self.callback_on_new_best, self.best_mean_reward = save_best, -inf
-            return going_on
+            if untrained:
+                self.callback_on_new_best, self.best_mean_reward = save_best, -inf
+        self.evaluated()
+        return going_on
 
 
 class ProgressBar(BaseCallback):

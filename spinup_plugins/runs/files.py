@@ -23,6 +23,7 @@ __all__ = [
     "State",
     "Status",
     "claimed",
+    "file_name",
     "one_line",
 ]
 
@@ -81,7 +82,7 @@ def one_line(error: Exception) -> str:
 
 
 @contextmanager
-def claimed(parent: Path, algo: str, env: str) -> Iterator[Path]:
+def claimed(parent: Path, algo: str, env: str, *, home: Path | None = None) -> Iterator[Path]:
     """Create the next free ``<parent>/<algo>/<env>_<n>``, n = 1, 2, …; two processes never get the same one.
 
     If the block raises, the folder goes again, with whatever empty folders were created for it.
@@ -89,15 +90,20 @@ def claimed(parent: Path, algo: str, env: str) -> Iterator[Path]:
     :param parent: folder of all runs; created if need be
     :param algo: algorithm name; ``sb3:ppo`` becomes ``sb3-ppo``
     :param env: environment id; ``module:ALE/Pong-v5`` becomes ``ALE-Pong-v5``
+    :param home: create this folder instead, which must not be there
     :raises ConfigError: the folder cannot be created
     """
-    home = parent / _file_name(algo)
-    created = [path for path in (home, *home.parents) if not path.exists()]
+    above = parent / file_name(algo) if home is None else home.parent
+    created = [path for path in (above, *above.parents) if not path.exists()]
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        folder = _next_free(home, _file_name(env.rpartition(":")[2]))
+        above.mkdir(parents=True, exist_ok=True)
+        if home is None:
+            folder = _next_free(above, file_name(env.rpartition(":")[2]))
+        else:
+            folder = home
+            folder.mkdir()
     except OSError as error:
-        raise ConfigError(f"cannot create a run folder in '{home}': {error.strerror}") from error
+        raise ConfigError(f"cannot create a run folder in '{above}': {error.strerror}") from error
     try:
         yield folder
     except BaseException:
@@ -117,5 +123,6 @@ def _next_free(home: Path, name: str) -> Path:
             return folder
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """Return a name without what file systems may not like."""
     return re.sub(r"[^\w.-]", "-", name)

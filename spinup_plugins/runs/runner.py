@@ -71,6 +71,7 @@ class Run:
         :raises EnvError: an environment broke its contract, or its process died
         """
         began = perf_counter()
+        self.evaluations.evaluated = lambda: self._note("running", seconds=perf_counter() - began)
         try:
             with _threads(self.config.threads, self.model):
                 try:
@@ -103,9 +104,10 @@ class Run:
         seed = derived_seed(self.config.seed, "report")
         return evaluate(self.model, env, self.config.final_episodes, seed=seed)
 
-    def _note(self, state: State, error: Exception | None = None) -> None:
+    def _note(self, state: State, error: Exception | None = None, *, seconds: float | None = None) -> None:
         message = None if error is None else one_line(error)
-        Status(state, self.model.num_timesteps, round(self.seconds, 3), message).write(self.folder)
+        taken = self.seconds if seconds is None else seconds
+        Status(state, self.model.num_timesteps, round(taken, 3), message).write(self.folder)
 
     def _close(self) -> None:
         self.model.logger.close()
@@ -115,12 +117,13 @@ class Run:
                     env.close()
 
 
-def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | None = None) -> Run:
+def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | None = None, home: Path | None = None) -> Run:
     """Make everything ready to train: check, claim a folder, build environments and model, write the configuration.
 
     :param config: the configuration
     :param folder: folder of all runs; this one's is ``<folder>/<algo>/<env>_<n>`` with the next free n
     :param command: the command line to record
+    :param home: the run folder, in place of one in ``folder``
     :raises SpinupError: something in ``config`` is not valid; no folder is left behind then
     """
     spec = registry.get_spec(config.algo)
@@ -129,7 +132,7 @@ def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | No
     callbacks = [load_callback(text) for text in config.callbacks]
     if config.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError('TensorBoard needs an extra: pip install "spinup-plugins[tensorboard]"')
-    with claimed(Path(folder), config.algo, config.env) as home, _threads(config.threads), ExitStack() as on_error:
+    with claimed(Path(folder), config.algo, config.env, home=home) as home, _threads(config.threads), ExitStack() as on_error:
         env = make_env(
             config.env,
             config.n_envs,

@@ -1,0 +1,197 @@
+"""``spinup bench``: algorithms on environments over seeds, on all cores or a cluster."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from spinup_plugins.cli.console import Debug, assignments, complain, number, option_name, reporting
+from spinup_plugins.errors import ConfigError
+from spinup_plugins.yaml_files import parse_yaml
+
+if TYPE_CHECKING:
+    from spinup_plugins.runs.bench import Cell, Outcome, Progress
+    from spinup_plugins.runs.results import Result
+
+__all__ = ["command"]
+
+
+def command(
+    algos: Annotated[str, typer.Argument(metavar="ALGOS", help="Algorithms, with commas between them.", show_default=False)],
+    envs: Annotated[str, typer.Argument(metavar="ENVS", help="Gymnasium ids, with commas between them.", show_default=False)],
+    seeds: Annotated[str, typer.Option(help="How many seeds, from 0 on; or the seeds, with commas between them.")] = "3",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE", help="Values to begin with: default, spinning_up, zoo or a YAML file. Default: default."
+        ),
+    ] = None,
+    n_timesteps: Annotated[
+        str | None,
+        typer.Option("-n", "--n-timesteps", metavar="STEPS", help="Length of each run. Default: the preset's, else 100000."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("-s", "--set", metavar="KEY=VALUE", help="Constructor argument of all runs, as of 'spinup train'."),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=LIST",
+            help="Constructor argument to vary: one run for each value of the YAML list, such as gamma=[0.9,0.99]. May be "
+            "repeated: every combination. Default: none.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Configuration of all runs, as of 'spinup train'. Default: none."),
+    ] = None,
+    eval_every: Annotated[str, typer.Option(metavar="STEPS", help="Environment steps between evaluations.")] = "10000",
+    eval_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation during training.")] = 10,
+    final_episodes: Annotated[int, typer.Option(help="Episodes of the evaluation after training.")] = 100,
+    jobs: Annotated[
+        int | None,
+        typer.Option("-j", "--jobs", help="Runs at a time, a process with one thread each. Default: one per core."),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run on a Ray cluster instead, whose nodes have this package: its address, auto for the one that this "
+            "machine is part of, or local. Needs the extra 'ray'. Default: off.",
+        ),
+    ] = None,
+    folder: Annotated[
+        Path,
+        typer.Option(
+            "-f", "--folder", metavar="FOLDER", help="Folder of all runs: FOLDER/ALGO/ENV/seed<n>, or .../KEY=VALUE/seed<n>."
+        ),
+    ] = Path("runs/bench"),
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where ALGO/ENV/curve.csv (seed,timesteps,seconds,return) and final.csv (seed,episode,return) are "
+            "written. Default: beside the runs.",
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Train every algorithm on every environment over seeds, and evaluate as Spinning Up does.
+
+    Finished runs are not made again, so that the same command goes on where it was stopped. A run that fails leaves the
+    others alone, and the exit status is 1.
+    """
+    with reporting(debug):
+        from spinup_plugins.runs.bench import bench, grid, results_of, variants
+        from spinup_plugins.runs.config import Layer, file_layer
+        from spinup_plugins.runs.results import write_results
+
+        values = {
+            "preset": preset,
+            "n_timesteps": None if n_timesteps is None else parse_yaml(n_timesteps, "--n-timesteps"),
+            "hyperparameters": assignments("--set", set_ or ()),
+            "eval_every": parse_yaml(eval_every, "--eval-every"),
+            "eval_episodes": eval_episodes,
+            "final_episodes": final_episodes,
+        }
+        layers = [*([file_layer(config)] if config is not None else [])]
+        layers.append(Layer({key: value for key, value in values.items() if value is not None}, option_name))
+        cells = grid(
+            algos.split(","), envs.split(","), _seeds(seeds), folder, layers=layers, vary=variants(_lists(vary or ()))
+        )
+        at_a_time = jobs if jobs is not None else _cores()
+        outcomes: list[Outcome] = []
+        console, aside = Console(highlight=False), Console(stderr=True, highlight=False)
+        with Live(console=aside, transient=True, auto_refresh=False) as live:
+
+            def watch(progress: "Progress") -> None:
+                live.update(_table(cells, outcomes, progress), refresh=aside.is_terminal)
+
+            for outcome in bench(cells, folder, jobs=at_a_time, ray=ray, watch=watch):
+                outcomes.append(outcome)
+                if outcome.error:
+                    complain("error", f"{outcome.cell}: {outcome.error}")
+                elif outcome.seconds:
+                    live.console.print(f"{outcome.cell}: done in {outcome.seconds:,.0f} s", soft_wrap=True, markup=False)
+        found = results_of(cells)
+        for home, each in found.items():
+            write_results(home if results is None else results / home.relative_to(folder), each)
+        console.print(_summary(cells, found))
+        failed = sum(bool(outcome.error) for outcome in outcomes)
+        where = folder if results is None else results
+        console.print(f"{len(outcomes) - failed} of {len(cells)} runs finished; results are in {where}", soft_wrap=True)
+        if failed:
+            raise typer.Exit(1)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(seed) for seed in text.split(",")] if "," in text else list(range(int(text)))
+    except ValueError:
+        raise ConfigError(f"--seeds {text}: expected how many, such as 3, or which, such as 0,1,2") from None
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {text}: expected at least one seed, and each once")
+    return seeds
+
+
+def _lists(vary: Sequence[str]) -> dict[str, list[Any]]:
+    lists: dict[str, list[Any]] = {}
+    for item in vary:
+        key, _, text = item.partition("=")
+        values = parse_yaml(text, f"--vary {key}")
+        if not key or not isinstance(values, list) or not values:
+            raise ConfigError(f"--vary {item}: expected KEY=[VALUE, …]")
+        lists[key] = values
+    return lists
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _table(cells: "Sequence[Cell]", outcomes: "Sequence[Outcome]", progress: "Progress") -> Table:
+    """What stands where: runs of each algorithm on each environment."""
+    left = f"{progress.steps:,} of {progress.total:,} steps"
+    if progress.eta is not None:
+        hours, seconds = divmod(int(progress.eta), 3600)
+        left += f", {hours}:{seconds // 60:02}:{seconds % 60:02} left"
+    table = Table(title=left, box=None, padding=(0, 2, 0, 0))
+    for name in ("algorithm", "environment", "finished", "failed", "running"):
+        table.add_column(name, justify="left" if name in ("algorithm", "environment") else "right")
+    rows: dict[tuple[str, str], list[int]] = {}
+    for cell in cells:
+        rows.setdefault(_key(cell), [0, 0, 0, 0])[3] += 1
+    for outcome in outcomes:
+        rows[_key(outcome.cell)][1 if outcome.error else 0] += 1
+    for cell in progress.running:
+        rows[_key(cell)][2] += 1
+    for (algo, env), (finished, failed, running, total) in rows.items():
+        table.add_row(algo, env, f"{finished}/{total}", str(failed or ""), str(running or ""))
+    return table
+
+
+def _summary(cells: "Sequence[Cell]", found: "dict[Path, list[Result]]") -> Table:
+    """Final returns over seeds: interquartile mean of the runs' means, with its bootstrap interval."""
+    from spinup_plugins.runs.statistics import summarise
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("algorithm", "environment", "seeds", "return (IQM)", "95 % interval"):
+        table.add_column(name, justify="left" if name in ("algorithm", "environment") else "right")
+    seen = {cell.folder.parent: _key(cell) for cell in cells}
+    for home, (algo, env) in seen.items():
+        if results := found.get(home):
+            summary = summarise([float(np.mean(result.final)) for result in results])
+            interval = "" if summary.interval is None else " to ".join(map(number, summary.interval))
+            table.add_row(algo, env, str(summary.n), number(summary.iqm), interval)
+    return table
+
+
+def _key(cell: "Cell") -> tuple[str, str]:
+    return cell.config.algo, " ".join(filter(None, (cell.config.env, cell.variant)))

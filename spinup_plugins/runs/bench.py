@@ -1,0 +1,328 @@
+"""Algorithms × environments × seeds: a grid of runs, on this machine's cores or a Ray cluster, taken up where it stopped."""
+
+import itertools
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from spinup_plugins.atomic import replacing
+from spinup_plugins.errors import ConfigError
+from spinup_plugins.runs.config import Layer, RunConfig, completed, compose, load
+from spinup_plugins.runs.files import CONFIG, STATUS, Status, file_name, one_line
+from spinup_plugins.runs.pool import THREADS, Ended, Job, run_jobs, serve
+from spinup_plugins.runs.results import Result, read_run
+
+__all__ = ["PROTOCOL", "Cell", "Outcome", "Progress", "bench", "grid", "results_of", "variants"]
+
+PROTOCOL: dict[str, Any] = {"eval_every": 10_000, "eval_episodes": 10, "final_episodes": 100, "vec_env": "dummy"}
+"""Spinning Up's way to evaluate, a hundred episodes after training, and one process a run."""
+
+
+class Cell(NamedTuple):
+    """One run of the grid.
+
+    :param config: everything that decides how it goes
+    :param variant: what tells it from other cells of its algorithm and environment besides the seed, or ""
+    :param folder: the run folder
+    """
+
+    config: RunConfig
+    variant: str
+    folder: Path
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.config.algo, self.config.env, self.variant, f"seed {self.config.seed}")))
+
+    @property
+    def status(self) -> Status | None:
+        """How far the run has come; None where it has not begun."""
+        return Status.read(self.folder) if (self.folder / STATUS).is_file() else None
+
+
+class Outcome(NamedTuple):
+    """How a run of the grid ended.
+
+    :param cell: which
+    :param seconds: wall time that it took; 0 where it was finished already
+    :param error: what went wrong, on one line, or ""
+    """
+
+    cell: Cell
+    seconds: float
+    error: str = ""
+
+
+class Progress(NamedTuple):
+    """How far a grid has come.
+
+    :param running: what runs
+    :param steps: environment steps taken by all runs
+    :param total: environment steps of all runs
+    :param eta: seconds left at the speed so far; None until there is one
+    """
+
+    running: tuple[Cell, ...]
+    steps: int
+    total: int
+    eta: float | None
+
+
+def variants(vary: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return every combination of values, the last key's changing fastest.
+
+    :param vary: values of each dotted key of the hyperparameters
+    """
+    return [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
+
+
+def grid(
+    algos: Sequence[str],
+    envs: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    layers: Sequence[Layer] = (),
+    vary: Sequence[Mapping[str, Any]] = ({},),
+) -> list[Cell]:
+    """Lay out all runs; those of a seed come before those of the next, so that all cells fill up alike.
+
+    :param algos: algorithm names
+    :param envs: environment ids
+    :param seeds: seeds of each algorithm on each environment
+    :param folder: folder of all runs; each has ``<folder>/<algo>/<env>[/<variant>]/seed<n>``
+    :param layers: of a configuration for all of them, over :data:`PROTOCOL`
+    :param vary: hyperparameters, by dotted key, that runs are varied over besides
+    :raises SpinupError: a name or value is not valid
+    """
+    cells = []
+    for seed, algo, env, variant in itertools.product(seeds, algos, envs, vary):
+        named = Layer({"algo": algo, "env": env, "seed": seed}, _place)
+        below = [Layer(PROTOCOL, _place), *layers, named]
+        config = compose(*below, *([Layer({"hyperparameters": _nested(variant)}, _place)] if variant else []))
+        name = ",".join(f"{key}={value}" for key, value in variant.items())
+        home = folder / file_name(config.algo) / file_name(env.rpartition(":")[2])
+        cells.append(Cell(config, name, (home / _readable(name) if name else home) / f"seed{seed}"))
+    return cells
+
+
+def bench(
+    cells: Sequence[Cell],
+    folder: Path,
+    *,
+    jobs: int = 1,
+    ray: str | None = None,
+    watch: Callable[[Progress], None] = lambda _: None,
+) -> Iterator[Outcome]:
+    """Make all runs that are not finished, each in a process of its own with one thread.
+
+    A run that was cut short begins anew. One that fails leaves the others alone.
+
+    :param cells: which
+    :param folder: folder of all runs; nobody else may be at work in it
+    :param jobs: how many at a time; on a cluster, as many as it has cores
+    :param ray: address of a Ray cluster to run on, ``auto`` for the one that this machine belongs to, ``local`` for one
+        made for the purpose
+    :param watch: is told every second how far things have come
+    :return: how runs ended, as they do; at first those that were finished already
+    :raises ConfigError: a folder holds a run of another configuration or is no run's, or somebody else is at work
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(folder / ".bench.lock", timeout=0))
+        except Timeout:
+            raise ConfigError(f"another 'spinup bench' is at work in '{folder}'") from None
+        waiting = []
+        for cell in cells:
+            if _is_finished(cell):
+                yield Outcome(cell, 0.0)
+            else:
+                waiting.append(cell)
+        names = {str(cell): cell for cell in waiting}
+        queue = [Job(name, "spinup_plugins.runs.bench", _argument(cell)) for name, cell in names.items()]
+        tell = _Watch(cells, names, watch)
+        ending = run_jobs(queue, jobs, tell) if ray is None else _on_ray(queue, ray, tell)
+        for ended in ending:
+            cell = names[ended.job.name]
+            tell.update([], 0, at_once=True)
+            yield Outcome(cell, ended.seconds, ended.error)
+
+
+def results_of(cells: Sequence[Cell]) -> dict[Path, list[Result]]:
+    """Read the finished runs.
+
+    :param cells: which may be finished
+    :return: results by the folder of algorithm, environment and variant
+    """
+    found: dict[Path, list[Result]] = {}
+    for cell in cells:
+        if (status := cell.status) is not None and status.state == "finished":
+            found.setdefault(cell.folder.parent, []).append(read_run(cell.folder))
+    return found
+
+
+class _Watch:
+    """Works out from status files how far a grid has come."""
+
+    def __init__(self, cells: Sequence[Cell], waiting: Mapping[str, Cell], watch: Callable[[Progress], None]) -> None:
+        self.waiting, self.watch = waiting, watch
+        self.total = sum(cell.config.n_timesteps for cell in cells)
+        self.before = self.total - sum(cell.config.n_timesteps for cell in waiting.values())
+        self.began, self.told = time.monotonic(), -np.inf
+
+    def __call__(self, active: Sequence[Job], ended: int) -> None:
+        self.update(active, ended)
+
+    def update(self, active: Sequence[Job], ended: int, *, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if now - self.told < 1.0 and not at_once:
+            return
+        self.told = now
+        taken = sum(_taken(cell) for cell in self.waiting.values())
+        left = self.total - self.before - taken
+        eta = left / taken * (now - self.began) if taken else None
+        self.watch(Progress(tuple(self.waiting[job.name] for job in active), self.before + taken, self.total, eta))
+
+
+def _taken(cell: Cell) -> int:
+    try:
+        status = cell.status
+    except ConfigError:  # gone, or replaced just now
+        return 0
+    if status is None:
+        return 0
+    # A run goes on to the end of its rollout, and one that failed takes no more steps.
+    return (
+        cell.config.n_timesteps if status.state in ("finished", "failed") else min(status.timesteps, cell.config.n_timesteps)
+    )
+
+
+def _is_finished(cell: Cell) -> bool:
+    """Whether a cell's folder holds its finished run.
+
+    :raises ConfigError: it holds anything but a run of that configuration
+    """
+    if not cell.folder.exists():
+        return False
+    if not (cell.folder / CONFIG).is_file():
+        if any(cell.folder.iterdir()):
+            raise ConfigError(f"'{cell.folder}' is not empty and no run's: take another folder")
+        return False
+    there, wanted = load(cell.folder / CONFIG), completed(cell.config, None)
+    for key, value in wanted.model_dump(exclude={"command", "versions"}).items():
+        other = there.model_dump()[key]
+        if key == "hyperparameters":
+            differing = [name for name in value if other.get(name) != value[name]]
+            if differing:
+                name = differing[0]
+                key, value, other = name, value[name], other.get(name)
+        if other != value and not (key == "policy" and value is None):
+            raise ConfigError(
+                f"'{cell.folder}' holds a run with {key}={other!r}, not {value!r}: take another folder or remove it"
+            )
+    status = cell.status
+    return status is not None and status.state == "finished"
+
+
+def _argument(cell: Cell) -> dict[str, Any]:
+    return {"config": cell.config.model_dump(mode="json"), "folder": str(cell.folder.absolute())}
+
+
+def _work(argument: Any) -> None:
+    """Make one run, in place of whatever is left of an earlier attempt."""
+    from spinup_plugins.runs.runner import prepare
+
+    home = Path(argument["folder"])
+    shutil.rmtree(home, ignore_errors=True)
+    prepare(RunConfig(**argument["config"]), home=home).learn()
+
+
+# --- a cluster -------------------------------------------------------------------------------------------------------
+
+
+def _on_ray(jobs: Sequence[Job], address: str, watch: Callable[[Sequence[Job], int], None]) -> Iterator[Ended]:
+    """Do what :func:`run_jobs` does with a Ray cluster's cores; run folders come back over the network."""
+    with _ray(address) as ray:
+        task = ray.remote(num_cpus=1, max_retries=2)(_remote)
+        pending = {task.remote(job.argument): (job, time.perf_counter()) for job in jobs}
+        done = 0
+        while pending:
+            watch([], done)
+            ready, _ = ray.wait(list(pending), timeout=0.5)
+            for reference in ready:
+                job, began = pending.pop(reference)
+                done += 1
+                try:
+                    files, error = ray.get(reference)
+                except ray.exceptions.RayError as problem:  # the node is gone, for one
+                    files, error = {}, one_line(problem)
+                home = Path(job.argument["folder"])
+                shutil.rmtree(home, ignore_errors=True)
+                home.mkdir(parents=True)
+                # The status comes last: a folder without one is no finished run.
+                for name in sorted(files, key=lambda each: each == STATUS):
+                    with replacing(home / name) as temporary:
+                        temporary.write_bytes(files[name])
+                yield Ended(job, time.perf_counter() - began, error)
+
+
+@contextmanager
+def _ray(address: str) -> Iterator[Any]:
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError('--ray needs an extra: pip install "spinup-plugins[ray]"') from error
+    try:
+        where = {} if address == "local" else {"address": address}
+        ray.init(**where, log_to_driver=False, runtime_env={"env_vars": THREADS})
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"--ray {address}: cannot reach the cluster ({one_line(error)})") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _remote(argument: Any) -> tuple[dict[str, bytes], str]:
+    """Make one run on a node; return the files of its folder, and what went wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        home, error = Path(folder) / "run", ""
+        try:
+            _work({**argument, "folder": str(home)})
+        except Exception as problem:
+            error = one_line(problem)
+        return {file.name: file.read_bytes() for file in home.iterdir()} if home.is_dir() else {}, error
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def _nested(variant: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for dotted, value in variant.items():
+        *parents, name = dotted.split(".")
+        inner = values
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[name] = value
+    return values
+
+
+def _readable(variant: str) -> str:
+    return re.sub(r"[^\w.,=+-]", "_", variant)
+
+
+def _place(keys: Sequence[str]) -> str:
+    return ".".join(keys)
+
+
+if __name__ == "__main__":
+    serve(_work)

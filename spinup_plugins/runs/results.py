@@ -1,0 +1,118 @@
+"""What runs came to: evaluations while training and after it, read from run folders, kept as CSV."""
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spinup_plugins.atomic import replacing
+from spinup_plugins.errors import ConfigError
+from spinup_plugins.runs.config import load
+from spinup_plugins.runs.files import CONFIG, EVALUATION
+
+__all__ = ["CURVE", "FINAL", "Result", "read_results", "read_run", "write_results"]
+
+CURVE, FINAL = "curve.csv", "final.csv"
+"""Files that keep the results of one algorithm on one environment: ``seed,timesteps,seconds,return``, and the episodes
+after training as ``seed,episode,return``."""
+
+
+class Result(NamedTuple):
+    """One run's evaluations.
+
+    :param seed: the run's seed
+    :param timesteps: environment steps before each evaluation while training, (E,)
+    :param seconds: wall time before it, NaN where it is not known, (E,)
+    :param returns: mean return of its episodes, (E,)
+    :param final: return of each episode of the evaluation after training, (F,)
+    """
+
+    seed: int
+    timesteps: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+    returns: NDArray[np.float64]
+    final: NDArray[np.float64]
+
+
+def read_run(folder: Path) -> Result:
+    """Read a run folder.
+
+    :param folder: of a finished run
+    :raises ConfigError: a file in it is missing or damaged
+    """
+    seed = load(folder / CONFIG).seed
+    timesteps, returns = np.empty(0, dtype=np.int64), np.empty(0)
+    try:
+        final = np.array(json.loads((folder / EVALUATION).read_text(encoding="utf-8"))["returns"], dtype=np.float64)
+        if (folder / "evaluations.npz").is_file():
+            with np.load(folder / "evaluations.npz") as data:
+                timesteps, returns = data["timesteps"].astype(np.int64), data["results"].mean(axis=1)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder}: cannot read its evaluations ({error})") from error
+    return Result(seed, timesteps, _seconds(folder / "progress.csv", timesteps), returns, final)
+
+
+def _seconds(progress: Path, timesteps: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Wall time at each of ``timesteps``, interpolated between the log's rows."""
+    if not progress.is_file() or not len(timesteps):
+        return np.full(len(timesteps), np.nan)
+    with progress.open(newline="", encoding="utf-8") as file:
+        rows = [(row.get("time/total_timesteps"), row.get("time/time_elapsed")) for row in csv.DictReader(file)]
+    known = [(float(step), float(second)) for step, second in rows if step and second]
+    if not known:
+        return np.full(len(timesteps), np.nan)
+    steps, seconds = np.array([(0.0, 0.0), *known]).T
+    found: NDArray[np.float64] = np.interp(timesteps, steps, seconds)
+    return found
+
+
+def write_results(folder: Path, results: Iterable[Result]) -> None:
+    """Write results to ``curve.csv`` and ``final.csv``, whole or not at all.
+
+    :param folder: of one algorithm on one environment; made if need be
+    :param results: one for each seed
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(results, key=lambda result: result.seed)
+    curve = [
+        (result.seed, int(steps), "" if np.isnan(seconds) else f"{seconds:.1f}", f"{value:.6g}")
+        for result in ordered
+        for steps, seconds, value in zip(result.timesteps, result.seconds, result.returns, strict=True)
+    ]
+    final = [(result.seed, i, f"{value:.6g}") for result in ordered for i, value in enumerate(result.final)]
+    tables = ((CURVE, "seed,timesteps,seconds,return", curve), (FINAL, "seed,episode,return", final))
+    for name, header, rows in tables:
+        with replacing(folder / name) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([header.split(","), *rows])
+
+
+def read_results(folder: Path) -> list[Result]:
+    """Read what :func:`write_results` wrote.
+
+    :param folder: of one algorithm on one environment
+    :return: one for each seed, in ascending order
+    :raises ConfigError: a file is missing or damaged
+    """
+    curve = _table(folder / CURVE, "seed,timesteps,seconds,return")
+    final = _table(folder / FINAL, "seed,episode,return")
+    found = []
+    for seed in sorted({int(row[0]) for row in (*curve, *final)}):
+        own = np.array([row[1:] for row in curve if row[0] == seed]).reshape(-1, 3)
+        returns = np.array([row[2] for row in final if row[0] == seed])
+        found.append(Result(seed, own[:, 0].astype(np.int64), own[:, 1], own[:, 2], returns))
+    return found
+
+
+def _table(path: Path, header: str) -> list[list[float]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            first, *rows = csv.reader(file)
+        if ",".join(first) != header or any(len(row) != len(first) for row in rows):
+            raise ValueError(f"expected rows of {header}")
+        return [[float(value) if value else np.nan for value in row] for row in rows]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: no results ({error})") from error

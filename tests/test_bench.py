@@ -1,0 +1,208 @@
+"""``spinup bench``: a grid of runs, taken up where it stopped; what they came to, as CSV."""
+
+import json
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from spinup_plugins.cli import main
+from spinup_plugins.errors import ConfigError, UnknownNameError
+from spinup_plugins.runs import bench as module
+from spinup_plugins.runs.bench import Cell, Progress, bench, grid, results_of, variants
+from spinup_plugins.runs.config import Layer
+from spinup_plugins.runs.files import Status
+from spinup_plugins.runs.pool import Ended, Job
+from spinup_plugins.runs.results import Result, read_results, read_run, write_results
+
+TINY: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "policy_kwargs": {"net_arch": [8]}}
+VALUES: dict[str, Any] = {
+    "n_timesteps": 64,
+    "eval_every": 32,
+    "eval_episodes": 2,
+    "final_episodes": 3,
+    "hyperparameters": TINY,
+}
+
+
+def cells(folder: Path, seeds: Sequence[int] = (0,), envs: Sequence[str] = ("CartPole-v1",), **values: Any) -> list[Cell]:
+    layer = Layer(VALUES | values, ".".join)
+    return grid(["ppo"], envs, seeds, folder, layers=[layer])
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Jobs run here; returns the names of those that did."""
+    done: list[str] = []
+
+    def run_jobs(jobs: Sequence[Job], at_a_time: int, watch: Any) -> Iterator[Ended]:
+        for i, job in enumerate(jobs):
+            watch([job], i)
+            assert job.module == module.__name__
+            done.append(job.name)
+            try:
+                module._work(json.loads(json.dumps(job.argument)))
+            except Exception as error:
+                yield Ended(job, 1.0, str(error))
+                continue
+            yield Ended(job, 1.0)
+
+    monkeypatch.setattr(module, "run_jobs", run_jobs)
+    return done
+
+
+def test_a_grid_fills_up_alike(tmp_path: Path) -> None:
+    found = grid(
+        ["ppo", "VPG"],
+        ["CartPole-v1", "faulty_envs:Faulty-v0"],
+        [3, 5],
+        tmp_path,
+        vary=variants({"gamma": [0.9, 0.5], "policy_kwargs.net_arch": [[4]]}),
+    )
+    assert len(found) == 16
+    assert [cell.config.seed for cell in found] == [3] * 8 + [5] * 8
+    assert found[0].folder == tmp_path / "ppo" / "CartPole-v1" / "gamma=0.9,policy_kwargs.net_arch=_4_" / "seed3"
+    assert found[-1].folder.parts[-4:-2] == ("vpg", "Faulty-v0")
+    assert found[1].config.hyperparameters == {"gamma": 0.5, "policy_kwargs": {"net_arch": [4]}}
+    assert str(found[0]) == "ppo CartPole-v1 gamma=0.9,policy_kwargs.net_arch=[4] seed 3"
+    assert len({cell.folder for cell in found}) == 16
+    config = found[0].config
+    assert (config.eval_every, config.eval_episodes, config.final_episodes) == (10_000, 10, 100), "Spinning Up's protocol"
+    (plain,) = grid(["sac"], ["Pendulum-v1"], [0], tmp_path)
+    assert plain.folder == tmp_path / "sac" / "Pendulum-v1" / "seed0"
+    with pytest.raises(UnknownNameError, match="did you mean 'ppo'"):
+        grid(["pppo"], ["CartPole-v1"], [0], tmp_path)
+    with pytest.raises(ConfigError, match=r"hyperparameters\.gama.*did you mean 'gamma'"):
+        grid(["ppo"], ["CartPole-v1"], [0], tmp_path, vary=variants({"gama": [1]}))
+
+
+def test_finished_runs_are_not_made_again(tmp_path: Path, in_process: list[str]) -> None:
+    first, second = cells(tmp_path, [0, 1])
+    (outcome,) = bench([first], tmp_path)
+    assert (outcome.cell, outcome.error) == (first, "")
+    made = read_run(first.folder)
+    seen: list[Progress] = []
+    found, new = bench([first, second], tmp_path, watch=seen.append)
+    assert (found.cell, found.seconds, new.cell, new.seconds) == (first, 0.0, second, 1.0)
+    assert in_process == [str(first), str(second)]
+    assert (seen[0].running, seen[0].steps, seen[0].total) == ((second,), 64, 128)
+    assert (seen[-1].steps, seen[-1].eta) == (128, 0.0)
+    np.testing.assert_array_equal(read_run(first.folder).final, made.final)
+    assert made.timesteps.tolist() == [32, 64]
+    assert made.final.shape == (3,)
+    assert np.isfinite(made.seconds).all()
+    by_folder = results_of([first, second])
+    assert [result.seed for result in by_folder[first.folder.parent]] == [0, 1]
+
+
+def test_a_run_that_was_cut_short_begins_anew(tmp_path: Path, in_process: list[str]) -> None:
+    (cell,) = cells(tmp_path)
+    list(bench([cell], tmp_path))
+    Status("running", 32).write(cell.folder)
+    (cell.folder / "left").write_text("over")
+    assert results_of([cell]) == {}
+    list(bench([cell], tmp_path))
+    assert in_process == [str(cell)] * 2
+    assert cell.status is not None
+    assert cell.status.state == "finished"
+    assert not (cell.folder / "left").exists()
+
+
+def test_other_runs_are_left_alone(tmp_path: Path, in_process: list[str]) -> None:
+    (cell,) = cells(tmp_path)
+    list(bench([cell], tmp_path))
+    for changed, message in (
+        ({"n_timesteps": 96}, "holds a run with n_timesteps=64, not 96: take another folder or remove it"),
+        ({"hyperparameters": TINY | {"gamma": 0.5}}, "holds a run with gamma=0.99, not 0.5"),
+        ({"normalize": True}, "holds a run with normalize=False, not True"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            list(bench(cells(tmp_path, **changed), tmp_path))
+    (cell.folder / "config.yml").unlink()
+    with pytest.raises(ConfigError, match="is not empty and no run's"):
+        list(bench([cell], tmp_path))
+    with FileLock(tmp_path / ".bench.lock"), pytest.raises(ConfigError, match="another 'spinup bench' is at work"):
+        list(bench([cell], tmp_path))
+    assert in_process == [str(cell)]
+
+
+def test_one_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
+    """In processes of their own."""
+    found = cells(tmp_path, envs=["Nowhere-v0", "CartPole-v1"])
+    errors = {str(outcome.cell): outcome.error for outcome in bench(found, tmp_path)}
+    assert "Nowhere" in errors[str(found[0])]
+    assert errors[str(found[1])] == ""
+    assert list(results_of(found)) == [found[1].folder.parent]
+
+
+def test_results_are_written_and_read(tmp_path: Path) -> None:
+    results = [
+        Result(4, np.array([10, 20]), np.array([0.5, np.nan]), np.array([1.25, -3.0]), np.array([7.0, 8.0])),
+        Result(1, np.empty(0, np.int64), np.empty(0), np.empty(0), np.array([1e6])),
+    ]
+    write_results(tmp_path / "a" / "b", results)
+    assert (tmp_path / "a" / "b" / "curve.csv").read_text() == "seed,timesteps,seconds,return\n4,10,0.5,1.25\n4,20,,-3\n"
+    assert (tmp_path / "a" / "b" / "final.csv").read_text() == "seed,episode,return\n1,0,1e+06\n4,0,7\n4,1,8\n"
+    again = read_results(tmp_path / "a" / "b")
+    assert [result.seed for result in again] == [1, 4]
+    for found, wanted in zip(again, reversed(results), strict=True):
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+    (tmp_path / "a" / "b" / "final.csv").write_text("seed,episode,return\n1,2\n")
+    with pytest.raises(ConfigError, match=r"final\.csv: no results \(expected rows of seed,episode,return\)"):
+        read_results(tmp_path / "a" / "b")
+
+
+def test_the_command(tmp_path: Path, in_process: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [f"--set={key}={value}" for key, value in TINY.items() if key != "policy_kwargs"]
+    common = ["-n", "64", "--eval-every", "32", "--eval-episodes", "1", "--final-episodes", "2", *settings]
+    runs, results = ["-f", str(tmp_path / "runs")], ["--results", str(tmp_path / "results")]
+    assert main(["bench", "ppo", "CartPole-v1", "--seeds", "2", "--vary", "gamma=[0.9,0.5]", *common, *runs, *results]) == 0
+    out = capsys.readouterr().out
+    assert "4 of 4 runs finished" in out
+    assert len([line for line in out.splitlines() if line.startswith("ppo") and "CartPole-v1 gamma=0." in line]) == 2
+    (read,) = [read_results(tmp_path / "results" / "ppo" / "CartPole-v1" / "gamma=0.5")]
+    assert [result.seed for result in read] == [0, 1]
+    assert main(["bench", "ppo", "CartPole-v1,Nowhere-v0", "--seeds", "0,", *common, *runs]) == 2
+    assert main(["bench", "ppo", "CartPole-v1,Nowhere-v0", "--seeds", "1", *common, *runs]) == 1
+    captured = capsys.readouterr()
+    assert "1 of 2 runs finished" in captured.out
+    assert "error: ppo Nowhere-v0 seed 0: " in captured.err
+    for arguments, message in (
+        (["--seeds", "x"], "--seeds x: expected how many"),
+        (["--seeds", "0,0"], "each once"),
+        (["--vary", "gamma=3"], r"--vary gamma=3: expected KEY=[VALUE, …]"),
+        (["--set", "gama=3"], "--set gama"),
+    ):
+        assert main(["bench", "ppo", "CartPole-v1", *arguments, *runs]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_a_cluster_needs_an_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "ppo", "CartPole-v1", "--ray", "local", "-f", str(tmp_path)]) == 2
+    assert 'pip install "spinup-plugins[ray]"' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="the extra 'ray' is not installed")
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_a_cluster_of_two_nodes(tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        found = cells(tmp_path, [0, 1], ["CartPole-v1", "Nowhere-v0"])
+        errors = {str(outcome.cell): outcome.error for outcome in bench(found, tmp_path, ray=cluster.address)}
+        assert [bool(errors[str(cell)]) for cell in found] == [False, True, False, True]
+        assert "Nowhere" in errors[str(found[1])]
+        (results,) = results_of(found).values()
+        assert [result.seed for result in results] == [0, 1]
+        again = list(bench([found[0]], tmp_path, ray=cluster.address))
+        assert again[0].seconds == 0.0
+    finally:
+        cluster.shutdown()
