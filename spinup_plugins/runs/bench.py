@@ -281,7 +281,7 @@ def _ray(address: str) -> Iterator[Any]:
     except ImportError as error:
         raise ConfigError('--ray needs an extra: pip install "spinup-plugins[ray]"') from error
     try:
-        where = {} if address == "local" else {"address": address}
+        where: dict[str, Any] = {} if address == "local" else {"address": address}
         ray.init(**where, log_to_driver=False, runtime_env={"env_vars": THREADS})
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"--ray {address}: cannot reach the cluster ({one_line(error)})") from error
