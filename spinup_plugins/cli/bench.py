@@ -38,7 +38,12 @@ def command(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("-s", "--set", metavar="KEY=VALUE", help="Constructor argument of all runs, as of 'spinup train'."),
+        typer.Option(
+            "-s",
+            "--set",
+            metavar="KEY=VALUE",
+            help="Constructor argument of all runs, as of 'spinup train'. May be repeated. Default: none.",
+        ),
     ] = None,
     vary: Annotated[
         list[str] | None,
