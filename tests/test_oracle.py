@@ -115,6 +115,40 @@ def test_trpo_follows_contrib_over_several_updates(env: str, monkeypatch: pytest
     assert max(gaps) <= 1e-4, "not brought together in between: rounding grows from update to update"
 
 
+def test_trpo_collects_what_contrib_collects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rollouts of the torch tier are contrib's bit for bit where parameters and generators are."""
+    kwargs = {"n_steps": 512, "batch_size": 64, "seed": 0, "device": "cpu"}
+    peer = sb3_contrib.TRPO("MlpPolicy", "HalfCheetah-v5", **kwargs)
+    names = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
+    states: list[Any] = []
+
+    def rollout(of: Any) -> list[Any]:
+        return [getattr(of.rollout_buffer, name).copy() for name in names]
+
+    def train(learn_from: Any = peer.train) -> None:
+        collected = rollout(peer)
+        learn_from()
+        generators = th.get_rng_state(), np.random.get_state()
+        states.append((collected, deepcopy(peer.get_parameters()), generators))
+
+    monkeypatch.setattr(peer, "train", train)
+    peer.learn(5 * 512)  # past the end of two episodes
+    model = TRPO("MlpPolicy", "HalfCheetah-v5", engine="torch", kl_reduction="mean", **kwargs)  # seeds the generators anew
+
+    def train_alike(learn_from: Any = model.train) -> None:
+        collected, parameters, (noise, order) = states.pop(0)
+        for ours, theirs in zip(rollout(model), collected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        learn_from()
+        model.set_parameters(parameters)
+        th.set_rng_state(noise)
+        np.random.set_state(order)
+
+    monkeypatch.setattr(model, "train", train_alike)
+    model.learn(5 * 512)
+    assert not states
+
+
 OFF_POLICY_KWARGS = {
     "defaults": {},
     "schedule": {"learning_rate": lambda p: 1e-2 * p},
