@@ -525,6 +525,16 @@ static const float *rows_of(struct arguments *all, PyObject *object, struct shap
     return x;
 }
 
+/* spec, theta, x; returns theta */
+static const float *read_network(struct arguments *all, PyObject *const *args, struct shape *shape, const float **x,
+                                 ptrdiff_t *batch) {
+    read_shape(all, args[0], shape);
+    if (all->failed) return NULL;
+    const float *theta = array(all, args[1], "theta", "f", 4, 0, AT_LEAST(shape->theta));
+    *x = rows_of(all, args[2], shape, batch);
+    return theta;
+}
+
 #define HEAD(at) (PAD((at)->in * (at)->out) + PAD((at)->out))
 
 /* g_prev = sum over heads of g_h W_h^T, columns from `first` on, times the slope at y of the layer before */
@@ -567,9 +577,7 @@ static int forward(const struct shape *shape, const float *theta, const float *x
 FUNCTION(mlp_forward, 4)
     struct shape shape;
     ptrdiff_t batch;
-    read_shape(&all, args[0], &shape);
-    GIVE_UP_IF_FAILED;
-    const float *theta = IN(1, "theta", AT_LEAST(shape.theta)), *x = rows_of(&all, args[2], &shape, &batch);
+    const float *x, *theta = read_network(&all, args, &shape, &x, &batch);
     GIVE_UP_IF_FAILED;
     float *work = OUT(3, "work", AT_LEAST(shape.work));
     GIVE_UP_IF_FAILED;
@@ -585,9 +593,7 @@ FUNCTION(mlp_forward, 4)
 FUNCTION(mlp_backward, 8)
     struct shape shape;
     ptrdiff_t batch;
-    read_shape(&all, args[0], &shape);
-    GIVE_UP_IF_FAILED;
-    const float *theta = IN(1, "theta", AT_LEAST(shape.theta)), *x = rows_of(&all, args[2], &shape, &batch);
+    const float *x, *theta = read_network(&all, args, &shape, &x, &batch);
     GIVE_UP_IF_FAILED;
     const float *work = IN(3, "work", AT_LEAST(shape.work)), *g = IN(4, "grad_out", batch * shape.out);
     ptrdiff_t half = PAD(batch * shape.widest), last = shape.layers - 1;
@@ -682,9 +688,7 @@ FUNCTION(mlp_input_gradient, 8)
 FUNCTION(mlp_jvp, 6)
     struct shape shape;
     ptrdiff_t batch;
-    read_shape(&all, args[0], &shape);
-    GIVE_UP_IF_FAILED;
-    const float *theta = IN(1, "theta", AT_LEAST(shape.theta)), *x = rows_of(&all, args[2], &shape, &batch);
+    const float *x, *theta = read_network(&all, args, &shape, &x, &batch);
     GIVE_UP_IF_FAILED;
     const float *work = IN(3, "work", AT_LEAST(shape.work)), *vector = IN(4, "vector", AT_LEAST(shape.theta));
     float *out_work = OUT(5, "out", AT_LEAST(shape.work));
