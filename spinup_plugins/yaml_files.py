@@ -16,7 +16,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from spinup_plugins.errors import ConfigError
 
-__all__ = ["Locate", "dump_yaml", "load_yaml", "parse_yaml"]
+__all__ = ["Locate", "dump_yaml", "load_yaml", "nested", "parse_yaml"]
 
 Locate: TypeAlias = Callable[[Sequence[str]], str]
 """Maps a path of keys, such as ``("CartPole-v1", "gamma")``, to the ``"file:line"`` it stands on."""
@@ -138,3 +138,24 @@ def _locate(node: Node | None, source: str, keys: Sequence[str]) -> str:
         key, node = found[-1]
         line = key.start_mark.line + 1
     return f"{source}:{line}" if line else source
+
+
+def nested(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return what dotted keys stand for: mappings in mappings.
+
+    :param values: by key, such as ``policy_kwargs.net_arch``
+    :param where: where they were given, for errors
+    :raises ConfigError: a key has a part that is empty, or is both a value and a mapping
+    """
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, name = key.split(".")
+        if not all((*parents, name)):
+            raise ConfigError(f"{where} {key}: expected names with dots between them")
+        inner = result
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{where} {key}: {parent!r} was set to {inner!r} before")
+        inner[name] = value
+    return result

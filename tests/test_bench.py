@@ -165,7 +165,7 @@ def test_the_command(tmp_path: Path, in_process: list[str], capsys: pytest.Captu
     out = capsys.readouterr().out
     assert "4 of 4 runs finished" in out
     assert len([line for line in out.splitlines() if line.startswith("ppo") and "CartPole-v1 gamma=0." in line]) == 2
-    (read,) = [read_results(tmp_path / "results" / "ppo" / "CartPole-v1" / "gamma=0.5")]
+    read = read_results(tmp_path / "results" / "ppo" / "CartPole-v1" / "gamma=0.5")
     assert [result.seed for result in read] == [0, 1]
     assert main(["bench", "ppo", "CartPole-v1,Nowhere-v0", "--seeds", "0,", *common, *runs]) == 2
     assert main(["bench", "ppo", "CartPole-v1,Nowhere-v0", "--seeds", "1", *common, *runs]) == 1

@@ -413,8 +413,8 @@ class Rows:
         self.starts[row] = starts
         self.values[row] = values if values.ndim == 1 else values.flatten()
         self.log_probs[row] = log_probs
-        buffer.pos = row = row + 1
-        buffer.full = row == buffer.buffer_size
+        buffer.pos = row + 1
+        buffer.full = row + 1 == buffer.buffer_size
 
 
 class Columns:

@@ -1,6 +1,5 @@
 """``spinup bench``: algorithms on environments over seeds, on all cores or a cluster."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,9 +56,16 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", help="Configuration of all runs, as of 'spinup train'. Default: none."),
     ] = None,
-    eval_every: Annotated[str, typer.Option(metavar="STEPS", help="Environment steps between evaluations.")] = "10000",
-    eval_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation during training.")] = 10,
-    final_episodes: Annotated[int, typer.Option(help="Episodes of the evaluation after training.")] = 100,
+    eval_every: Annotated[
+        str | None,
+        typer.Option(metavar="STEPS", help="Environment steps between evaluations. Default: --config's, else 10000."),
+    ] = None,
+    eval_episodes: Annotated[
+        int | None, typer.Option(help="Episodes of each evaluation during training. Default: --config's, else 10.")
+    ] = None,
+    final_episodes: Annotated[
+        int | None, typer.Option(help="Episodes of the evaluation after training. Default: --config's, else 100.")
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option("-j", "--jobs", help="Runs at a time, a process with one thread each. Default: one per core."),
@@ -94,6 +100,7 @@ def command(
     others alone, and the exit status is 1.
     """
     with reporting(debug):
+        from spinup_plugins.envs.shared import usable_cores
         from spinup_plugins.runs.bench import bench, grid, results_of, variants
         from spinup_plugins.runs.config import Layer, file_layer
         from spinup_plugins.runs.results import write_results
@@ -102,16 +109,16 @@ def command(
             "preset": preset,
             "n_timesteps": None if n_timesteps is None else parse_yaml(n_timesteps, "--n-timesteps"),
             "hyperparameters": assignments("--set", set_ or ()),
-            "eval_every": parse_yaml(eval_every, "--eval-every"),
+            "eval_every": None if eval_every is None else parse_yaml(eval_every, "--eval-every"),
             "eval_episodes": eval_episodes,
             "final_episodes": final_episodes,
         }
-        layers = [*([file_layer(config)] if config is not None else [])]
+        layers = [file_layer(config)] if config is not None else []
         layers.append(Layer({key: value for key, value in values.items() if value is not None}, option_name))
         cells = grid(
             algos.split(","), envs.split(","), _seeds(seeds), folder, layers=layers, vary=variants(_lists(vary or ()))
         )
-        at_a_time = jobs if jobs is not None else _cores()
+        at_a_time = jobs if jobs is not None else usable_cores()
         outcomes: list[Outcome] = []
         console, aside = Console(highlight=False), Console(stderr=True, highlight=False)
         with Live(console=aside, transient=True, auto_refresh=False) as live:
@@ -155,10 +162,6 @@ def _lists(vary: Sequence[str]) -> dict[str, list[Any]]:
             raise ConfigError(f"--vary {item}: expected KEY=[VALUE, …]")
         lists[key] = values
     return lists
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _table(cells: "Sequence[Cell]", outcomes: "Sequence[Outcome]", progress: "Progress") -> Table:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from spinup_plugins.errors import ConfigError, EnvError, SpinupError
 from spinup_plugins.runs.files import one_line
-from spinup_plugins.yaml_files import parse_yaml
+from spinup_plugins.yaml_files import nested, parse_yaml
 
 if TYPE_CHECKING:
     from spinup_plugins.runs.evaluation import Evaluation
@@ -78,16 +78,11 @@ def assignments(option: str, items: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")
-        *parents, name = key.split(".")
-        if not equals or not all((*parents, name)):
+        if not equals or not all(key.split(".")):
             raise ConfigError(f"{option} {item}: expected key=value")
-        inner = values
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"{option} {key}: {parent!r} was set to {inner!r} before")
-        inner[name] = parse_yaml(text, f"{option} {key}")
-    return values
+        values.pop(key, None)  # the last one counts, at its own place in the order
+        values[key] = parse_yaml(text, f"{option} {key}")
+    return nested(values, option)
 
 
 def option_name(keys: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from spinup_plugins.runs.config import Layer, RunConfig, completed, compose, loa
 from spinup_plugins.runs.files import CONFIG, STATUS, Status, file_name, one_line
 from spinup_plugins.runs.pool import THREADS, Ended, Job, run_jobs, serve
 from spinup_plugins.runs.results import Result, read_run
+from spinup_plugins.yaml_files import nested
 
 __all__ = ["PROTOCOL", "Cell", "Outcome", "Progress", "bench", "grid", "results_of", "variants"]
 
@@ -104,9 +105,9 @@ def grid(
     """
     cells = []
     for seed, algo, env, variant in itertools.product(seeds, algos, envs, vary):
-        named = Layer({"algo": algo, "env": env, "seed": seed}, _place)
-        below = [Layer(PROTOCOL, _place), *layers, named]
-        config = compose(*below, *([Layer({"hyperparameters": _nested(variant)}, _place)] if variant else []))
+        named = Layer({"algo": algo, "env": env, "seed": seed}, ".".join)
+        below = [Layer(PROTOCOL, ".".join), *layers, named]
+        config = compose(*below, *([Layer({"hyperparameters": nested(variant, "vary")}, ".".join)] if variant else []))
         name = ",".join(f"{key}={value}" for key, value in variant.items())
         home = folder / file_name(config.algo) / file_name(env.rpartition(":")[2])
         cells.append(Cell(config, name, (home / _readable(name) if name else home) / f"seed{seed}"))
@@ -148,11 +149,11 @@ def bench(
                 waiting.append(cell)
         names = {str(cell): cell for cell in waiting}
         queue = [Job(name, "spinup_plugins.runs.bench", _argument(cell)) for name, cell in names.items()]
-        tell = _Watch(cells, names, watch)
+        tell = _Watch(cells, waiting, watch)
         ending = run_jobs(queue, jobs, tell) if ray is None else _on_ray(queue, ray, tell)
         for ended in ending:
             cell = names[ended.job.name]
-            tell.update([], 0, at_once=True)
+            tell.ended(cell)
             yield Outcome(cell, ended.seconds, ended.error)
 
 
@@ -170,26 +171,30 @@ def results_of(cells: Sequence[Cell]) -> dict[Path, list[Result]]:
 
 
 class _Watch:
-    """Works out from status files how far a grid has come."""
+    """Works out from status files how far a grid has come, every second and whenever a run ends."""
 
-    def __init__(self, cells: Sequence[Cell], waiting: Mapping[str, Cell], watch: Callable[[Progress], None]) -> None:
-        self.waiting, self.watch = waiting, watch
+    def __init__(self, cells: Sequence[Cell], waiting: Sequence[Cell], watch: Callable[[Progress], None]) -> None:
+        self.waiting, self.watch = {str(cell): cell for cell in waiting}, watch
         self.total = sum(cell.config.n_timesteps for cell in cells)
-        self.before = self.total - sum(cell.config.n_timesteps for cell in waiting.values())
+        self.before = self.total - sum(cell.config.n_timesteps for cell in waiting)
         self.began, self.told = time.monotonic(), -np.inf
+        self.running: tuple[Cell, ...] = ()
 
     def __call__(self, active: Sequence[Job], ended: int) -> None:
-        self.update(active, ended)
+        self.running = tuple(self.waiting[job.name] for job in active)
+        if time.monotonic() - self.told >= 1.0:
+            self.tell()
 
-    def update(self, active: Sequence[Job], ended: int, *, at_once: bool = False) -> None:
-        now = time.monotonic()
-        if now - self.told < 1.0 and not at_once:
-            return
-        self.told = now
-        taken = sum(_taken(cell) for cell in self.waiting.values())
+    def ended(self, cell: Cell) -> None:
+        self.running = tuple(each for each in self.running if each is not cell)
+        self.tell()
+
+    def tell(self) -> None:
+        self.told = time.monotonic()
+        taken = sum(map(_taken, self.waiting.values()))
         left = self.total - self.before - taken
-        eta = left / taken * (now - self.began) if taken else None
-        self.watch(Progress(tuple(self.waiting[job.name] for job in active), self.before + taken, self.total, eta))
+        eta = left / taken * (self.told - self.began) if taken else None
+        self.watch(Progress(self.running, self.before + taken, self.total, eta))
 
 
 def _taken(cell: Cell) -> int:
@@ -216,20 +221,20 @@ def _is_finished(cell: Cell) -> bool:
         if any(cell.folder.iterdir()):
             raise ConfigError(f"'{cell.folder}' is not empty and no run's: take another folder")
         return False
-    there, wanted = load(cell.folder / CONFIG), completed(cell.config, None)
-    for key, value in wanted.model_dump(exclude={"command", "versions"}).items():
-        other = there.model_dump()[key]
-        if key == "hyperparameters":
-            differing = [name for name in value if other.get(name) != value[name]]
-            if differing:
-                name = differing[0]
-                key, value, other = name, value[name], other.get(name)
-        if other != value and not (key == "policy" and value is None):
+    there, wanted = _settings(load(cell.folder / CONFIG)), _settings(completed(cell.config, None))
+    for key, value in wanted.items():
+        if there.get(key) != value and not (key == "policy" and value is None):
             raise ConfigError(
-                f"'{cell.folder}' holds a run with {key}={other!r}, not {value!r}: take another folder or remove it"
+                f"'{cell.folder}' holds a run with {key}={there.get(key)!r}, not {value!r}: take another folder or remove it"
             )
     status = cell.status
     return status is not None and status.state == "finished"
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What decides how a run goes, hyperparameters among the rest."""
+    settings = config.model_dump(exclude={"command", "versions", "hyperparameters"})
+    return {**settings, **config.hyperparameters}
 
 
 def _argument(cell: Cell) -> dict[str, Any]:
@@ -305,23 +310,8 @@ def _remote(argument: Any) -> tuple[dict[str, bytes], str]:
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-def _nested(variant: Mapping[str, Any]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for dotted, value in variant.items():
-        *parents, name = dotted.split(".")
-        inner = values
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[name] = value
-    return values
-
-
 def _readable(variant: str) -> str:
     return re.sub(r"[^\w.,=+-]", "_", variant)
-
-
-def _place(keys: Sequence[str]) -> str:
-    return ".".join(keys)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from spinup_plugins.runs.files import CONFIG, EVALUATION
 __all__ = ["CURVE", "FINAL", "Result", "read_results", "read_run", "write_results"]
 
 CURVE, FINAL = "curve.csv", "final.csv"
-"""Files that keep the results of one algorithm on one environment: ``seed,timesteps,seconds,return``, and the episodes
-after training as ``seed,episode,return``."""
+"""Files that keep the results of one algorithm on one environment: evaluations while training, and episodes after it."""
+_COLUMNS = {CURVE: "seed,timesteps,seconds,return", FINAL: "seed,episode,return"}
 
 
 class Result(NamedTuple):
@@ -84,10 +84,9 @@ def write_results(folder: Path, results: Iterable[Result]) -> None:
         for steps, seconds, value in zip(result.timesteps, result.seconds, result.returns, strict=True)
     ]
     final = [(result.seed, i, f"{value:.6g}") for result in ordered for i, value in enumerate(result.final)]
-    tables = ((CURVE, "seed,timesteps,seconds,return", curve), (FINAL, "seed,episode,return", final))
-    for name, header, rows in tables:
+    for name, rows in ((CURVE, curve), (FINAL, final)):
         with replacing(folder / name) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([header.split(","), *rows])
+            csv.writer(file, lineterminator="\n").writerows([_COLUMNS[name].split(","), *rows])
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -97,8 +96,7 @@ def read_results(folder: Path) -> list[Result]:
     :return: one for each seed, in ascending order
     :raises ConfigError: a file is missing or damaged
     """
-    curve = _table(folder / CURVE, "seed,timesteps,seconds,return")
-    final = _table(folder / FINAL, "seed,episode,return")
+    curve, final = _table(folder / CURVE), _table(folder / FINAL)
     found = []
     for seed in sorted({int(row[0]) for row in (*curve, *final)}):
         own = np.array([row[1:] for row in curve if row[0] == seed]).reshape(-1, 3)
@@ -107,7 +105,8 @@ def read_results(folder: Path) -> list[Result]:
     return found
 
 
-def _table(path: Path, header: str) -> list[list[float]]:
+def _table(path: Path) -> list[list[float]]:
+    header = _COLUMNS[path.name]
     try:
         with path.open(newline="", encoding="utf-8") as file:
             first, *rows = csv.reader(file)
