@@ -18,7 +18,7 @@ LAYERS = (
     {"atomic", "imports", "paths", "yaml_files"},
     {"engine"},
     {"envs"},
-    {"algorithms.functional"},
+    {"algorithms.compilation", "algorithms.functional"},
     {"algorithms.common"},
     {"algorithms.on_policy", "algorithms.off_policy"},
     {f"algorithms.{name}" for name in ("vpg", "trpo", "ppo", "ddpg", "td3", "sac")},

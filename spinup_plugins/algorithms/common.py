@@ -6,7 +6,7 @@ import pathlib
 import traceback
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from math import inf
@@ -19,10 +19,12 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
+from stable_baselines3.common.torch_layers import NatureCNN
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, TensorDict
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from torch.utils._pytree import tree_map_only
 
+from spinup_plugins.algorithms.compilation import check_arguments, compiled, picklable
 from spinup_plugins.atomic import replacing
 from spinup_plugins.engine import numpy_ops
 from spinup_plugins.engine.networks import Unsupported
@@ -41,7 +43,16 @@ from spinup_plugins.errors import (
     nearest,
 )
 
-__all__ = ["DropIn", "choice", "fused", "has_listeners", "has_reset_steps", "mean", "steps_taken"]
+__all__ = [
+    "DropIn",
+    "choice",
+    "frozen",
+    "fused",
+    "has_listeners",
+    "has_reset_steps",
+    "mean",
+    "steps_taken",
+]
 
 #: smallest and largest sensible values of constructor arguments, wherever an algorithm has them
 RANGES: dict[str, tuple[float, float]] = {
@@ -58,6 +69,8 @@ RANGES: dict[str, tuple[float, float]] = {
 _told: set[str] = set()
 
 finite = (native() or numpy_ops).finite
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 SelfDropIn = TypeVar("SelfDropIn", bound="DropIn")
 
@@ -97,8 +110,10 @@ def fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
     able = type(optimizer) is th.optim.Adam and len(optimizer.param_groups) == 1 and group["fused"] is None
     able = able and not group["foreach"] and not group["differentiable"] and not isinstance(group["lr"], th.Tensor)
     for p in group["params"] if able else ():
-        moment = optimizer.state[p]["exp_avg"] if optimizer.state.get(p) else p
-        able = able and p.dtype == th.float32 and p.is_contiguous() and moment.is_contiguous() and not p.is_meta
+        # It steps through memory, and takes what belongs to an entry for equally far on everywhere without looking.
+        orders = {each.stride() for each in (p, p.grad, optimizer.state.get(p, {}).get("exp_avg")) if each is not None}
+        dense = p.is_contiguous() or p.is_contiguous(memory_format=th.channels_last)
+        able = able and dense and len(orders) == 1 and p.dtype == th.float32 and not p.is_meta
     if not able:
         yield
         return
@@ -107,6 +122,18 @@ def fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
         yield
     finally:
         group["fused"] = None
+
+
+@contextmanager
+def frozen(parameters: Sequence[th.nn.Parameter]) -> Iterator[None]:
+    """Let losses pass ``parameters`` as constants: a compiled loss has gradients of all others, asked for or not."""
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
 
 
 def has_listeners(callback: BaseCallback) -> bool:
@@ -128,6 +155,8 @@ class DropIn(BaseAlgorithm):
     _foreign_marks: ClassVar[tuple[str, ...]] = ()
     #: threads to compute with, ``None`` to choose
     n_threads: int | None
+    #: whether losses are compiled on torch's tier, or arguments of ``torch.compile``
+    compile: bool | dict[str, Any]
 
     @classmethod
     def _log_name(cls) -> str:
@@ -184,6 +213,32 @@ class DropIn(BaseAlgorithm):
         """Compute with ``n_threads``, or with as many as are fastest for minibatches of ``batch`` rows."""
         return computing_threads(self._tier().name, self.n_threads, widest=widest_layer(self.policy), batch=batch)
 
+    def _compiled(self, method: Method) -> Method:
+        """Return ``method``, one from tensors to losses, compiled where ``compile`` says so."""
+        return method if not self.compile else compiled(self, method, {} if self.compile is True else self.compile)
+
+    def _order_convolutions(self) -> None:
+        """Keep kernels, and Adam's moments of them, in the order (out, height, width, in), in which CPUs convolve faster.
+
+        Only Stable-Baselines3's own network, for what follows in another could depend on the order.
+        """
+        modules = list(self.policy.modules()) if self.device.type == "cpu" else []
+        owners: list[Any] = [m for m in modules if isinstance(getattr(m, "optimizer", None), th.optim.Optimizer)]
+        for extractor in [m for m in modules if type(m) is NatureCNN]:
+            for kernel in [m.weight for m in extractor.cnn if isinstance(m, th.nn.Conv2d)]:
+                kernel.data = kernel.data.contiguous(memory_format=th.channels_last)
+                for state in [each.optimizer.state[kernel] for each in owners if kernel in each.optimizer.state]:
+                    for name, value in state.items():
+                        if isinstance(value, th.Tensor) and value.shape == kernel.shape:
+                            state[name] = value.contiguous(memory_format=th.channels_last)
+
+    def _order_images(self, observations: PyTorchObs) -> PyTorchObs:
+        """Put a minibatch of images in the order of such kernels, once rather than in every pass."""
+        if not isinstance(observations, th.Tensor) or observations.ndim != 4 or observations.device.type != "cpu":
+            return observations
+        own = self.policy.features_extractor_class is NatureCNN
+        return observations.contiguous(memory_format=th.channels_last) if own else observations
+
     def _bind(self, ops: Any) -> Bound:
         """Put the policy on the engine with one tier's primitives, or raise :class:`~.engine.networks.Unsupported`."""
         raise Unsupported(f"the algorithm {type(self).__name__}")
@@ -210,10 +265,13 @@ class DropIn(BaseAlgorithm):
         return actions, state
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_chosen_tier"]
+        lost = [] if isinstance(self.compile, bool) or picklable(self.compile) else ["compile"]
+        return [*super()._excluded_save_params(), "_chosen_tier", *lost]
 
     def _check_ranges(self) -> None:
-        """Raise :class:`ConfigError` for a number that cannot be meant."""
+        """Raise :class:`ConfigError` for a number that cannot be meant, or arguments that ``torch.compile`` has not."""
+        if isinstance(self.compile, dict):
+            check_arguments(type(self).__name__, self.compile)
         for name, (low, high) in RANGES.items():
             value = getattr(self, name, None)
             if isinstance(value, (int, float)) and not low <= value <= high:
@@ -353,8 +411,9 @@ class DropIn(BaseAlgorithm):
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """Return the state dicts of networks and optimisers by name; also what a file holds.
 
-        Where the engine keeps weights transposed, these are copies in torch's usual order: some of torch's own kernels,
-        fused Adam's for one, take a parameter and its moments for equally ordered without looking.
+        Where weights are kept in another order (transposed by the engine, or convolutions' kernels), these are copies in
+        torch's usual one: some of torch's own kernels, fused Adam's for one, take a parameter and its moments for equally
+        ordered without looking.
         """
         found: dict[str, dict[str, Any]] = tree_map_only(th.Tensor, th.Tensor.contiguous, super().get_parameters())
         return found
@@ -374,6 +433,8 @@ class DropIn(BaseAlgorithm):
         except Exception:
             super().set_parameters(before)  # type: ignore[arg-type]  # SB3 annotates its own return too narrowly
             raise
+        finally:
+            self._order_convolutions()
 
     # --- environments ------------------------------------------------------------------------------------------------
 

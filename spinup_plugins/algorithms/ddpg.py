@@ -17,11 +17,11 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.td3.policies import Actor, CnnPolicy, MlpPolicy, MultiInputPolicy, TD3Policy
 
 from spinup_plugins.algorithms import functional
-from spinup_plugins.algorithms.off_policy import Batch, NoiseUnits, OffPolicy, descend
+from spinup_plugins.algorithms.off_policy import Batch, NoiseUnits, OffPolicy, constant, descend
 from spinup_plugins.engine.q_learning import DeterministicActorCritic
 from spinup_plugins.engine.tiers import EngineName
 
@@ -73,6 +73,8 @@ class DDPG(OffPolicy):
         the policy
     :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest on the native
         tier, takes one on NumPy's, where results depend on their number, and torch's own number on torch's
+    :param compile: True, or arguments of ``torch.compile``: compile losses and their gradients on torch's tier; other tiers
+        use no torch
     """
 
     _file_mark: ClassVar[str] = "train_freq"
@@ -119,6 +121,7 @@ class DDPG(OffPolicy):
         overlap: bool = False,
         engine: EngineName = "auto",
         n_threads: int | None = None,
+        compile: bool | dict[str, Any] = False,
     ) -> None:
         super().__init__(
             policy,
@@ -150,6 +153,7 @@ class DDPG(OffPolicy):
             overlap=overlap,
             engine=engine,
             n_threads=n_threads,
+            compile=compile,
         )
         if _init_setup_model:
             self._setup_model()
@@ -186,23 +190,30 @@ class DDPG(OffPolicy):
 
     def _update(self, batch: Batch) -> tuple[th.Tensor, th.Tensor]:
         """One gradient step of critic and actor; returns their detached losses."""
-        with th.no_grad():
-            next_actions = self.actor_target(batch.next_observations)
-            next_q = th.cat(self.critic_target(batch.next_observations, next_actions), dim=1).min(dim=1).values
-            targets = functional.td_target(batch.rewards, batch.dones, batch.discounts, next_q)  # eq. (1)
-        q_values = th.cat(self.critic(batch.observations, batch.actions), dim=1)
-        loss_q = functional.q_loss(q_values, targets)  # eq. (2)
+        loss_q = self._compiled(self._critic_loss)(batch)
         descend(self.critic.optimizer, loss_q)
 
-        actions = self.actor(batch.observations)
-        loss_pi = -self.critic.q1_forward(batch.observations, actions).mean()  # type: ignore[arg-type]  # eq. (3)
+        with constant(self.critic.optimizer, but=self.actor.optimizer):
+            loss_pi = self._compiled(self._actor_loss)(batch.observations)
         descend(self.actor.optimizer, loss_pi)
 
         self._update_target("critic")  # eq. (4)
         self._update_target("actor")
         return loss_q.detach(), loss_pi.detach()
 
-    _replaced: ClassVar[tuple[str, ...]] = (*OffPolicy._replaced, "_update")
+    def _critic_loss(self, batch: Batch) -> th.Tensor:
+        with th.no_grad():
+            next_actions = self.actor_target(batch.next_observations)
+            next_q = th.cat(self.critic_target(batch.next_observations, next_actions), dim=1).min(dim=1).values
+            targets = functional.td_target(batch.rewards, batch.dones, batch.discounts, next_q)  # eq. (1)
+        q_values = th.cat(self.critic(batch.observations, batch.actions), dim=1)
+        return functional.q_loss(q_values, targets)  # eq. (2)
+
+    def _actor_loss(self, observations: PyTorchObs) -> th.Tensor:
+        actions = self.actor(observations)
+        return -self.critic.q1_forward(observations, actions).mean()  # type: ignore[arg-type]  # eq. (3)
+
+    _replaced: ClassVar[tuple[str, ...]] = (*OffPolicy._replaced, "_update", "_critic_loss", "_actor_loss")
 
     def _bind(self, ops: Any) -> DeterministicActorCritic:
         return DeterministicActorCritic(self.policy, ops)

@@ -1,6 +1,7 @@
 """What DDPG, TD3 and SAC share: batches, learning rates, exploration noise, and when gradient steps begin."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -28,15 +29,25 @@ from stable_baselines3.common.utils import (
 )
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+from torch.nn import Parameter
 
-from spinup_plugins.algorithms.common import DropIn, choice, fused, has_listeners, has_reset_steps, mean, steps_taken
+from spinup_plugins.algorithms.common import (
+    DropIn,
+    choice,
+    frozen,
+    fused,
+    has_listeners,
+    has_reset_steps,
+    mean,
+    steps_taken,
+)
 from spinup_plugins.engine.observations import Observations
 from spinup_plugins.engine.q_learning import Transitions
 from spinup_plugins.engine.replay import COUNTERPARTS, RESET_STEP, CompactNStepReplayBuffer, CompactReplayBuffer
 from spinup_plugins.engine.tiers import EngineName
 from spinup_plugins.errors import ConfigError
 
-__all__ = ["Batch", "NoiseUnits", "OffPolicy", "descend"]
+__all__ = ["Batch", "NoiseUnits", "OffPolicy", "constant", "descend"]
 
 NoiseUnits: TypeAlias = Literal["normalized", "env"]
 
@@ -54,11 +65,20 @@ class Batch(NamedTuple):
     discounts: th.Tensor | float  #: γ, or (B,) with γ^n
 
 
+def constant(optimizer: th.optim.Optimizer, *, but: th.optim.Optimizer) -> AbstractContextManager[None]:
+    """Let a loss pass the parameters of ``optimizer`` as constants, save those that ``but`` steps too (a shared extractor)."""
+    learning = set(_owned(but))
+    return frozen([p for p in _owned(optimizer) if p not in learning])
+
+
+def _owned(optimizer: th.optim.Optimizer) -> list[Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
 def descend(optimizer: th.optim.Optimizer, loss: th.Tensor) -> None:
     """Step ``optimizer`` down ``loss``; the gradient goes to the parameters it owns and no further."""
     optimizer.zero_grad()
-    owned = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    loss.backward(inputs=owned)  # type: ignore[no-untyped-call]
+    loss.backward(inputs=_owned(optimizer))  # type: ignore[no-untyped-call]
     with fused(optimizer):
         optimizer.step()
 
@@ -75,6 +95,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         minibatches then lack the newest transition
     :param engine: tier to act and learn on
     :param n_threads: threads to compute with
+    :param compile: True, or arguments of ``torch.compile``
     """
 
     action_noise: ActionNoise | float | None  # type: ignore[assignment]  # a float until _setup_model
@@ -92,6 +113,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         overlap: bool = False,
         engine: EngineName = "auto",
         n_threads: int | None = None,
+        compile: bool | dict[str, Any] = False,
         **kwargs: Any,
     ) -> None:
         kwargs |= {"supported_action_spaces": (spaces.Box,), "support_multi_env": True}
@@ -105,6 +127,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         self.overlap = overlap
         self.engine = engine
         self.n_threads = n_threads
+        self.compile = compile
 
     def _setup_model(self) -> None:
         self._check_ranges()
@@ -119,6 +142,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         if self.compact_replay and self.replay_buffer is None:
             self.replay_buffer = self._compact_replay_buffer()
         super()._setup_model()
+        self._order_convolutions()
         if self.overlap:
             self._check_overlap()
         self.q_lr_schedule = self.lr_schedule if self.q_lr is None else FloatSchedule(self.q_lr)
@@ -197,10 +221,10 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         assert self.replay_buffer is not None, "set by _setup_model"
         data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
         return Batch(
-            data.observations,
+            self._order_images(data.observations),
             data.actions,
             data.rewards.flatten(),
-            data.next_observations,
+            self._order_images(data.next_observations),
             data.dones.flatten(),
             self.gamma if data.discounts is None else data.discounts.flatten(),
         )

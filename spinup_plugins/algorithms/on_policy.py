@@ -1,7 +1,7 @@
 """What VPG, TRPO and PPO share: collecting rollouts, targets, and one optimiser that steps actor and critic apart."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from math import inf
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
@@ -25,7 +25,14 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from spinup_plugins.algorithms import functional
-from spinup_plugins.algorithms.common import DropIn, choice, fused, has_listeners, has_reset_steps, steps_taken
+from spinup_plugins.algorithms.common import (
+    DropIn,
+    choice,
+    fused,
+    has_listeners,
+    has_reset_steps,
+    steps_taken,
+)
 from spinup_plugins.engine.actor_critic import ActorCritic
 from spinup_plugins.engine.networks import Unsupported
 from spinup_plugins.engine.replay import RESET_STEP
@@ -82,6 +89,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         last rollout stopped, as SB3 does
     :param engine: tier to act and learn on
     :param n_threads: threads to compute with
+    :param compile: True, or arguments of ``torch.compile``
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -100,6 +108,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         reset_on_rollout: bool = False,
         engine: EngineName = "auto",
         n_threads: int | None = None,
+        compile: bool | dict[str, Any] = False,
         **kwargs: Any,
     ) -> None:
         kwargs |= {"_init_setup_model": False, "supported_action_spaces": ACTION_SPACES}
@@ -110,11 +119,13 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         self.reset_on_rollout = reset_on_rollout
         self.engine = engine
         self.n_threads = n_threads
+        self.compile = compile
 
     def _setup_model(self) -> None:
         self._check_ranges()
         choice("value_target", self.value_target, ValueTarget)
         super()._setup_model()
+        self._order_convolutions()
         self.vf_lr_schedule = None if self.vf_lr is None else FloatSchedule(self.vf_lr)
 
     _replaced: ClassVar[tuple[str, ...]] = ("_descend", "_to_env")
@@ -291,6 +302,11 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
     def _rewards_to_go(self, buffer: RolloutBuffer, last_values: th.Tensor, dones: Any) -> functional.Array:
         """Discounted rewards-to-go, (T, N): GAE with λ = 1 over a value function that is zero within the rollout."""
         return self._gae(buffer, np.zeros_like(buffer.values), last_values, dones, self.gamma, 1.0)
+
+    def _minibatches(self, batch_size: int | None) -> Iterator[RolloutBufferSamples]:
+        """Walk through the rollout in a random order, ``batch_size`` steps at a time, or all at once."""
+        for batch in self.rollout_buffer.get(batch_size):
+            yield batch._replace(observations=self._order_images(batch.observations))  # type: ignore[arg-type]
 
     def _normalized_by_batch(self, samples: RolloutBufferSamples) -> RolloutBufferSamples:
         """Normalise a minibatch's advantages with the whole rollout's mean and (population) deviation."""

@@ -25,7 +25,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from spinup_plugins.algorithms import functional
-from spinup_plugins.algorithms.common import choice, mean
+from spinup_plugins.algorithms.common import choice, frozen, mean
 from spinup_plugins.algorithms.on_policy import (
     SPINNING_UP_POLICY,
     AdvantageNorm,
@@ -138,11 +138,13 @@ class PPO(OnPolicy):
         the policy
     :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest on the native
         tier, takes one on NumPy's, where results depend on their number, and torch's own number on torch's
+    :param compile: True, or arguments of ``torch.compile``: compile losses and their gradients on torch's tier; other tiers
+        use no torch
     :raises AssertionError: on the combinations that Stable-Baselines3 refuses
     """
 
     _file_mark: ClassVar[str] = "clip_range"
-    _replaced: ClassVar[tuple[str, ...]] = (*OnPolicy._replaced, "_losses", "_value_loss", "_groups")
+    _replaced: ClassVar[tuple[str, ...]] = (*OnPolicy._replaced, "_losses", "_value_loss", "_critic_loss", "_groups")
 
     def __init__(
         self,
@@ -180,6 +182,7 @@ class PPO(OnPolicy):
         reset_on_rollout: bool = False,
         engine: EngineName = "auto",
         n_threads: int | None = None,
+        compile: bool | dict[str, Any] = False,
     ) -> None:
         super().__init__(
             policy,
@@ -206,6 +209,7 @@ class PPO(OnPolicy):
             reset_on_rollout=reset_on_rollout,
             engine=engine,
             n_threads=n_threads,
+            compile=compile,
         )
         self._check_batches(batch_size, normalize_advantage)
         self.batch_size = batch_size
@@ -249,14 +253,16 @@ class PPO(OnPolicy):
         bound = self._tier().bound
         fast = None if bound is None else self._on_engine(bound, clip_range, clip_range_vf, (pi_lr, vf_lr))
 
-        groups: list[tuple[list[Parameter], float]] = []
+        groups = self._groups(None, pi_lr, vf_lr)
         seen: list[Any] = []
         for epoch in range(self.n_epochs):
             epoch_start = len(seen)
             stop = False
             for batch in self._batches(fast):
                 if fast is None:
-                    losses = self._losses(batch, clip_range, clip_range_vf, joint=not separate)
+                    # A compiled loss does not show which parameters it depends on: the first one is not, where it must.
+                    evaluate = self._compiled(self._losses) if groups else self._losses
+                    losses = evaluate(batch, clip_range, clip_range_vf, joint=not separate)
                     groups = groups or self._groups(losses.policy, pi_lr, vf_lr)
                 else:
                     losses = fast.losses(batch)  # type: ignore[assignment]  # numbers where torch has tensors
@@ -279,7 +285,8 @@ class PPO(OnPolicy):
         for _ in range(self.train_v_iters or 0):
             for batch in self._batches(fast):
                 if fast is None:
-                    value_loss = self._value_loss(self.policy.predict_values(batch.observations), batch, clip_range_vf)
+                    with frozen(groups[0][0]):
+                        value_loss = self._compiled(self._critic_loss)(batch, clip_range_vf)
                     self._descend(value_loss, *groups[1:], max_grad_norm=self.max_grad_norm)
                     value_losses.append(value_loss.detach())
                 else:
@@ -318,12 +325,13 @@ class PPO(OnPolicy):
         )
 
     def _batches(self, fast: policy_gradient.ClippedSurrogate | None) -> Iterator[Any]:
-        return self.rollout_buffer.get(self.batch_size) if fast is None else fast.batches(self.batch_size)
+        if fast is not None:
+            return fast.batches(self.batch_size)
+        batches = self._minibatches(self.batch_size)
+        return map(self._normalized_by_batch, batches) if self.normalize_advantage == "batch" else batches
 
     def _losses(self, batch: RolloutBufferSamples, clip_range: float, clip_range_vf: float | None, *, joint: bool) -> Losses:
         """Eqs. (1)-(3) on one minibatch; without ``joint`` the value function stays out of it."""
-        if self.normalize_advantage == "batch":
-            batch = self._normalized_by_batch(batch)
         advantages = batch.advantages
         # A batch of one has no deviation.
         if self.normalize_advantage in (True, "minibatch") and len(advantages) > 1:
@@ -361,11 +369,19 @@ class PPO(OnPolicy):
             values = clipped_values(values, batch.old_values, clip_range_vf)
         return F.mse_loss(batch.returns, values)
 
-    def _groups(self, policy_loss: th.Tensor, pi_lr: float, vf_lr: float) -> list[tuple[list[Parameter], float]]:
-        """Return what is stepped together at which learning rate: everything at one, or the actor and then the critic."""
+    def _critic_loss(self, batch: RolloutBufferSamples, clip_range_vf: float | None) -> th.Tensor:
+        return self._value_loss(self.policy.predict_values(batch.observations), batch, clip_range_vf)
+
+    def _groups(self, policy_loss: th.Tensor | None, pi_lr: float, vf_lr: float) -> list[tuple[list[Parameter], float]]:
+        """Return what is stepped together at which learning rate: everything at one, or the actor and then the critic.
+
+        Actor and critic are told apart by ``policy_loss``; nothing is returned where that is needed and ``None``.
+        """
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         if self.train_v_iters is None and self.vf_lr is None:
             return [(parameters, pi_lr)]
+        if policy_loss is None:
+            return []
         actor, critic = split(policy_loss, parameters)
         return [(actor, pi_lr), (critic, vf_lr)]
 

@@ -24,7 +24,7 @@ from stable_baselines3.sac.policies import Actor, CnnPolicy, MlpPolicy, MultiInp
 
 from spinup_plugins.algorithms import functional
 from spinup_plugins.algorithms.common import choice
-from spinup_plugins.algorithms.off_policy import Batch, NoiseUnits, OffPolicy, descend
+from spinup_plugins.algorithms.off_policy import Batch, NoiseUnits, OffPolicy, constant, descend
 from spinup_plugins.engine.soft_q_learning import SoftActorCritic, Temperature
 from spinup_plugins.engine.tiers import EngineName
 from spinup_plugins.errors import ConfigError
@@ -109,6 +109,8 @@ class SAC(OffPolicy):
         the policy
     :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest on the native
         tier, takes one on NumPy's, where results depend on their number, and torch's own number on torch's
+    :param compile: True, or arguments of ``torch.compile``: compile losses and their gradients on torch's tier; other tiers
+        use no torch
     :param critic_loss_coef: c of eq. (3)
     :param tanh_correction: ``"epsilon"``: SB3's log(1 − a² + 1e-6) in log π; ``"exact"``: Spinning Up's identity
     """
@@ -162,6 +164,7 @@ class SAC(OffPolicy):
         overlap: bool = False,
         engine: EngineName = "auto",
         n_threads: int | None = None,
+        compile: bool | dict[str, Any] = False,
         critic_loss_coef: float = 0.5,
         tanh_correction: TanhCorrection = "epsilon",
     ) -> None:
@@ -197,6 +200,7 @@ class SAC(OffPolicy):
             overlap=overlap,
             engine=engine,
             n_threads=n_threads,
+            compile=compile,
         )
         self.ent_coef = ent_coef
         self.target_update_interval = target_update_interval
@@ -251,7 +255,7 @@ class SAC(OffPolicy):
         metrics = {}
         if self.use_sde:
             self.actor.reset_noise()
-        actions_pi, log_prob = self._pi(batch.observations)
+        actions_pi, log_prob = self._compiled(self._pi)(batch.observations, self._noise(batch))
 
         if self.log_ent_coef is not None and self.ent_coef_optimizer is not None:
             ent_coef = th.exp(self.log_ent_coef.detach())
@@ -262,18 +266,11 @@ class SAC(OffPolicy):
         else:
             ent_coef = self.ent_coef_tensor
 
-        with th.no_grad():
-            next_actions, next_log_prob = self._pi(batch.next_observations)
-            next_q = th.cat(self.critic_target(batch.next_observations, next_actions), dim=1).min(dim=1).values
-            soft_value = next_q - ent_coef * next_log_prob
-            targets = functional.td_target(batch.rewards, batch.dones, batch.discounts, soft_value)  # eq. (2)
-
-        q_values = th.cat(self.critic(batch.observations, batch.actions), dim=1)
-        loss_q = self.critic_loss_coef * functional.q_loss(q_values, targets)  # eq. (3)
+        loss_q = self._compiled(self._critic_loss)(batch, ent_coef, self._noise(batch))
         descend(self.critic.optimizer, loss_q)
 
-        q_pi = th.cat(self.critic(batch.observations, actions_pi), dim=1)
-        loss_pi = actor_loss(ent_coef, log_prob, q_pi)  # eq. (4)
+        with constant(self.critic.optimizer, but=self.actor.optimizer):
+            loss_pi = self._compiled(self._actor_loss)(batch.observations, actions_pi, log_prob, ent_coef)
         descend(self.actor.optimizer, loss_pi)
 
         if step % self.target_update_interval == 0:
@@ -284,16 +281,33 @@ class SAC(OffPolicy):
             "critic_loss": loss_q.detach(),
         }
 
-    def _pi(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
-        """Draw a ~ π_θ(·|s), (B, A), with log π_θ(a|s), (B,)."""
+    def _critic_loss(self, batch: Batch, ent_coef: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
+        with th.no_grad():
+            next_actions, next_log_prob = self._pi(batch.next_observations, noise)
+            next_q = th.cat(self.critic_target(batch.next_observations, next_actions), dim=1).min(dim=1).values
+            soft_value = next_q - ent_coef * next_log_prob
+            targets = functional.td_target(batch.rewards, batch.dones, batch.discounts, soft_value)  # eq. (2)
+        q_values = th.cat(self.critic(batch.observations, batch.actions), dim=1)
+        return self.critic_loss_coef * functional.q_loss(q_values, targets)  # eq. (3)
+
+    def _actor_loss(self, observations: PyTorchObs, actions: th.Tensor, log_prob: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+        q_values = th.cat(self.critic(observations, actions), dim=1)
+        return actor_loss(ent_coef, log_prob, q_values)  # eq. (4)
+
+    def _noise(self, batch: Batch) -> th.Tensor | None:
+        """ε for :meth:`_pi` where it is compiled: a compiled one's own draws would come from another stream."""
+        return th.randn_like(batch.actions) if self.compile and self._own_distribution else None
+
+    def _pi(self, observations: PyTorchObs, noise: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor]:
+        """Draw a ~ π_θ(·|s), (B, A), with log π_θ(a|s), (B,), by ``noise`` or else where Stable-Baselines3 draws it."""
         if not self._own_distribution:
             actions, log_prob = self.actor.action_log_prob(observations)
             return actions, log_prob.flatten()
         mean, log_std, _ = self.actor.get_action_dist_params(observations)
-        exact = self.tanh_correction == "exact"
-        return functional.squashed_gaussian(mean, log_std, th.randn_like(mean), exact=exact)
+        noise = th.randn_like(mean) if noise is None else noise
+        return functional.squashed_gaussian(mean, log_std, noise, exact=self.tanh_correction == "exact")
 
-    _replaced: ClassVar[tuple[str, ...]] = (*OffPolicy._replaced, "_update", "_pi")
+    _replaced: ClassVar[tuple[str, ...]] = (*OffPolicy._replaced, "_update", "_pi", "_critic_loss", "_actor_loss")
 
     def _bind(self, ops: Any) -> SoftActorCritic:
         Temperature.check(self.log_ent_coef, self.ent_coef_optimizer)

@@ -18,11 +18,11 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.td3.policies import Actor, CnnPolicy, MlpPolicy, MultiInputPolicy, TD3Policy
 
 from spinup_plugins.algorithms import functional
-from spinup_plugins.algorithms.off_policy import Batch, NoiseUnits, OffPolicy, descend
+from spinup_plugins.algorithms.off_policy import Batch, NoiseUnits, OffPolicy, constant, descend
 from spinup_plugins.engine.q_learning import DeterministicActorCritic
 from spinup_plugins.engine.tiers import EngineName
 
@@ -93,6 +93,8 @@ class TD3(OffPolicy):
         the policy
     :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest on the native
         tier, takes one on NumPy's, where results depend on their number, and torch's own number on torch's
+    :param compile: True, or arguments of ``torch.compile``: compile losses and their gradients on torch's tier; other tiers
+        use no torch
     """
 
     _file_mark: ClassVar[str] = "target_policy_noise"
@@ -141,6 +143,7 @@ class TD3(OffPolicy):
         overlap: bool = False,
         engine: EngineName = "auto",
         n_threads: int | None = None,
+        compile: bool | dict[str, Any] = False,
     ) -> None:
         super().__init__(
             policy,
@@ -172,6 +175,7 @@ class TD3(OffPolicy):
             overlap=overlap,
             engine=engine,
             n_threads=n_threads,
+            compile=compile,
         )
         self.policy_delay = policy_delay
         self.target_policy_noise = target_policy_noise
@@ -218,23 +222,35 @@ class TD3(OffPolicy):
         self._record_means({"actor_loss": actor_losses, "critic_loss": critic_losses})
 
     def _update_critic(self, batch: Batch, scale: th.Tensor, clip: th.Tensor) -> th.Tensor:
-        with th.no_grad():
-            noise = th.randn_like(batch.actions)
-            next_actions = smoothed_actions(self.actor_target(batch.next_observations), noise, scale, clip)  # eq. (1)
-            next_q = th.cat(self.critic_target(batch.next_observations, next_actions), dim=1).min(dim=1).values
-            targets = functional.td_target(batch.rewards, batch.dones, batch.discounts, next_q)  # eq. (2)
-        q_values = th.cat(self.critic(batch.observations, batch.actions), dim=1)
-        loss = functional.q_loss(q_values, targets)  # eq. (3)
+        loss = self._compiled(self._critic_loss)(batch, th.randn_like(batch.actions), scale, clip)
         descend(self.critic.optimizer, loss)
         return loss.detach()
 
     def _update_actor(self, batch: Batch) -> th.Tensor:
-        actions = self.actor(batch.observations)
-        loss = -self.critic.q1_forward(batch.observations, actions).mean()  # type: ignore[arg-type]  # eq. (4)
+        with constant(self.critic.optimizer, but=self.actor.optimizer):
+            loss = self._compiled(self._actor_loss)(batch.observations)
         descend(self.actor.optimizer, loss)
         return loss.detach()
 
-    _replaced: ClassVar[tuple[str, ...]] = (*OffPolicy._replaced, "_update_critic", "_update_actor")
+    def _critic_loss(self, batch: Batch, noise: th.Tensor, scale: th.Tensor, clip: th.Tensor) -> th.Tensor:
+        with th.no_grad():
+            next_actions = smoothed_actions(self.actor_target(batch.next_observations), noise, scale, clip)  # eq. (1)
+            next_q = th.cat(self.critic_target(batch.next_observations, next_actions), dim=1).min(dim=1).values
+            targets = functional.td_target(batch.rewards, batch.dones, batch.discounts, next_q)  # eq. (2)
+        q_values = th.cat(self.critic(batch.observations, batch.actions), dim=1)
+        return functional.q_loss(q_values, targets)  # eq. (3)
+
+    def _actor_loss(self, observations: PyTorchObs) -> th.Tensor:
+        actions = self.actor(observations)
+        return -self.critic.q1_forward(observations, actions).mean()  # type: ignore[arg-type]  # eq. (4)
+
+    _replaced: ClassVar[tuple[str, ...]] = (
+        *OffPolicy._replaced,
+        "_update_critic",
+        "_update_actor",
+        "_critic_loss",
+        "_actor_loss",
+    )
 
     def _bind(self, ops: Any) -> DeterministicActorCritic:
         return DeterministicActorCritic(self.policy, ops)

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from spinup_plugins.algorithms import functional
-from spinup_plugins.algorithms.common import choice, mean
+from spinup_plugins.algorithms.common import choice, frozen, mean
 from spinup_plugins.algorithms.on_policy import SPINNING_UP_POLICY, AdvantageNorm, OnPolicy, ValueTarget, flat_actions
 from spinup_plugins.engine import actor_critic as engine
 from spinup_plugins.engine import policy_gradient
@@ -155,10 +155,12 @@ class TRPO(OnPolicy):
         the policy
     :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest on the native
         tier, takes one on NumPy's, where results depend on their number, and torch's own number on torch's
+    :param compile: True, or arguments of ``torch.compile``: compile losses and their gradients on torch's tier; other tiers
+        use no torch
     """
 
     _file_mark: ClassVar[str] = "cg_max_steps"
-    _replaced: ClassVar[tuple[str, ...]] = (*OnPolicy._replaced, "_step_policy")
+    _replaced: ClassVar[tuple[str, ...]] = (*OnPolicy._replaced, "_step_policy", "_value_loss")
 
     def __init__(
         self,
@@ -197,6 +199,7 @@ class TRPO(OnPolicy):
         reset_on_rollout: bool = False,
         engine: EngineName = "auto",
         n_threads: int | None = None,
+        compile: bool | dict[str, Any] = False,
     ) -> None:
         super().__init__(
             policy,
@@ -222,6 +225,7 @@ class TRPO(OnPolicy):
             reset_on_rollout=reset_on_rollout,
             engine=engine,
             n_threads=n_threads,
+            compile=compile,
         )
         self._check_rollout_size(batch_size, bool(normalize_advantage))
         self.batch_size = batch_size
@@ -272,8 +276,9 @@ class TRPO(OnPolicy):
                     for rows in policy_gradient.batches(rollout, self.batch_size)
                 ]
                 continue
-            for batch in self.rollout_buffer.get(self.batch_size):
-                value_loss = F.mse_loss(batch.returns, self.policy.predict_values(batch.observations).flatten())
+            for batch in self._minibatches(self.batch_size):
+                with frozen(region.actor):  # type: ignore[union-attr]
+                    value_loss = self._compiled(self._value_loss)(batch)
                 self._descend(value_loss, (region.critic, vf_lr))  # type: ignore[union-attr]
                 value_losses.append(value_loss.detach())
 
@@ -284,6 +289,9 @@ class TRPO(OnPolicy):
         self.logger.record("train/kl_divergence_loss", kl)
         self.logger.record("train/is_line_search_success", float(accepted))
         self._record_policy(explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()))
+
+    def _value_loss(self, batch: RolloutBufferSamples) -> th.Tensor:
+        return F.mse_loss(batch.returns, self.policy.predict_values(batch.observations).flatten())
 
     def _on_engine(self, networks: ActorCritic, rollout: Rollout) -> engine.TrustRegion:
         """Let the engine compute eqs. (1)-(3): the same numbers without torch."""
@@ -327,7 +335,7 @@ class TrustRegion:
 
     def __init__(self, model: TRPO) -> None:
         self.policy, self.kl_reduction = model.policy, model.kl_reduction
-        rollout = next(iter(model.rollout_buffer.get(batch_size=None)))
+        rollout = next(model._minibatches(None))
         if model.normalize_advantage == "batch":
             rollout = model._normalized_by_batch(rollout)
         self.rollout = subsample(rollout, model.sub_sampling_factor)

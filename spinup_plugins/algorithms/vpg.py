@@ -22,11 +22,11 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, Schedule
 from stable_baselines3.common.utils import explained_variance
 
 from spinup_plugins.algorithms import functional
-from spinup_plugins.algorithms.common import choice
+from spinup_plugins.algorithms.common import choice, frozen
 from spinup_plugins.algorithms.on_policy import (
     SPINNING_UP_POLICY,
     OnPolicy,
@@ -103,11 +103,13 @@ class VPG(OnPolicy):
         the policy
     :param n_threads: threads to compute with; ``None`` measures at the start of ``learn`` how many are fastest on the native
         tier, takes one on NumPy's, where results depend on their number, and torch's own number on torch's
+    :param compile: True, or arguments of ``torch.compile``: compile losses and their gradients on torch's tier; other tiers
+        use no torch
     :raises ConfigError: on values out of range, or Φ = R(τ) over trajectories whose beginning is not in the rollout
     """
 
     _file_mark: ClassVar[str] = "phi"
-    _replaced: ClassVar[tuple[str, ...]] = (*OnPolicy._replaced, "_step")
+    _replaced: ClassVar[tuple[str, ...]] = (*OnPolicy._replaced, "_step", "_value_loss")
 
     def __init__(
         self,
@@ -142,6 +144,7 @@ class VPG(OnPolicy):
         reset_on_rollout: bool = True,
         engine: EngineName = "auto",
         n_threads: int | None = None,
+        compile: bool | dict[str, Any] = False,
     ) -> None:
         super().__init__(
             policy,
@@ -168,6 +171,7 @@ class VPG(OnPolicy):
             reset_on_rollout=reset_on_rollout,
             engine=engine,
             n_threads=n_threads,
+            compile=compile,
         )
         self.phi = phi
         self.horizon = horizon
@@ -230,7 +234,7 @@ class VPG(OnPolicy):
 
     def _step(self, pi_lr: float, vf_lr: float) -> tuple[PolicyStep, list[th.Tensor]]:
         """Take the steps; return what the policy's did, and the value losses before each of the critic's."""
-        rollout = next(iter(self.rollout_buffer.get(batch_size=None)))
+        rollout = next(self._minibatches(None))
         actions = flat_actions(rollout.actions, self.action_space)
         phi = rollout.advantages
         if self.normalize_advantage:
@@ -249,8 +253,9 @@ class VPG(OnPolicy):
 
         losses_v = []
         for _ in range(self.train_v_iters):
-            for batch in self.rollout_buffer.get(self.batch_size):
-                loss_v = value_loss(self.policy.predict_values(batch.observations).flatten(), batch.returns)
+            for batch in self._minibatches(self.batch_size):
+                with frozen(actor):
+                    loss_v = self._compiled(self._value_loss)(batch)
                 self._descend(loss_v, (critic, vf_lr), max_grad_norm=self.max_grad_norm)
                 losses_v.append(loss_v.detach())
         step = PolicyStep(
@@ -260,6 +265,9 @@ class VPG(OnPolicy):
             approx_kl=functional.approx_kl_k1(new_log_prob, log_prob).item(),
         )
         return step, losses_v
+
+    def _value_loss(self, batch: RolloutBufferSamples) -> th.Tensor:
+        return value_loss(self.policy.predict_values(batch.observations).flatten(), batch.returns)  # eq. (4)
 
     def _step_on_engine(self, networks: ActorCritic, pi_lr: float, vf_lr: float) -> tuple[PolicyStep, list[float]]:
         """Do the same without torch."""

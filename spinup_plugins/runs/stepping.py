@@ -35,18 +35,20 @@ KINDS: dict[str, Callable[[list[Callable[[], gym.Env[Any, Any]]]], VecEnv]] = {
 """What is compared; the names of classes that take functions that make an environment each."""
 
 
-class MovingImage(gym.Env[np.ndarray[Any, Any], np.int64]):
+class MovingImage(gym.Env[np.ndarray[Any, Any], Any]):
     """84x84x4 images of moving stripes, as an Atari game's preprocessed frames but without the game.
 
     :param length: steps of an episode
+    :param continuous: take how far to move from (−1, 1) instead of from 0 … 3
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012
     observation_space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
-    action_space = gym.spaces.Discrete(4)
+    action_space: gym.spaces.Space[Any]
 
-    def __init__(self, length: int = 300) -> None:
+    def __init__(self, length: int = 300, *, continuous: bool = False) -> None:
         self.length, self.clock, self.shift = length, 0, 0
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32) if continuous else gym.spaces.Discrete(4)
         stripes = np.add.outer(3 * np.arange(84 + 64), 5 * np.arange(84))[..., None] + 50 * np.arange(4)
         self._stripes = stripes.astype(np.uint8)
 
@@ -61,15 +63,17 @@ class MovingImage(gym.Env[np.ndarray[Any, Any], np.int64]):
         self.clock, self.shift = 0, int(self.np_random.integers(64))
         return self._image(), {}
 
-    def step(self, action: np.int64) -> tuple[np.ndarray[Any, Any], float, bool, bool, dict[str, Any]]:
-        """Move the stripes by the action's number."""
+    def step(self, action: Any) -> tuple[np.ndarray[Any, Any], float, bool, bool, dict[str, Any]]:
+        """Move the stripes by 0 … 3 rows."""
         self.clock += 1
-        self.shift = (self.shift + int(action)) % 64
+        moved = int(action) if isinstance(self.action_space, gym.spaces.Discrete) else round(1.5 + 1.5 * float(action[0]))
+        self.shift = (self.shift + moved) % 64
         return self._image(), float(self.shift == 0), self.clock >= self.length, False, {}
 
 
 if "spinup/MovingImage-v0" not in gym.registry:
     gym.register("spinup/MovingImage-v0", lambda **kwargs: MovingImage(**kwargs))
+    gym.register("spinup/MovingImageContinuous-v0", lambda **kwargs: MovingImage(continuous=True, **kwargs))
 
 
 class Ratio(NamedTuple):
