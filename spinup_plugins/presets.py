@@ -1,6 +1,6 @@
 """Presets: named sets of values that a run or a model begins with, as plain data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib import resources
 from pathlib import Path
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from spinup_plugins.envs.kinds import VecEnvKind
 from spinup_plugins.errors import ConfigError, UnknownNameError, nearest
 from spinup_plugins.paths import data_dir
-from spinup_plugins.yaml_files import load_yaml
+from spinup_plugins.yaml_files import Locate, load_yaml
 
 if TYPE_CHECKING:
     from spinup_plugins.registry import AlgorithmSpec
 
-__all__ = ["PRESETS", "RUN_KEYS", "merge_values", "preset_values"]
+__all__ = ["PRESETS", "RUN_KEYS", "merge_values", "preset_values", "zoo_entries"]
 
 PRESETS = ("default", "spinning_up", "zoo")
 """The presets that go by a name; the path of a YAML file is one, too."""
@@ -31,6 +31,9 @@ RUN_KEYS: dict[str, Any] = {
     "provenance": str,
 }
 """What an entry of the zoo or a preset file may hold besides constructor arguments, and its types."""
+
+EXTENDS = "extends"
+"""Names another entry of the file, whose values lie beneath an entry's own."""
 
 
 def preset_values(spec: "AlgorithmSpec", preset: str | None, env_id: str | None) -> dict[str, Any]:
@@ -73,6 +76,15 @@ def merge_values(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
     return merged
 
 
+def zoo_entries(spec: "AlgorithmSpec") -> list[str]:
+    """Return the environments that an algorithm's zoo file has values for, in its order.
+
+    :param spec: the algorithm
+    :raises UnknownNameError: it has no zoo file
+    """
+    return [name for name in _listed(load_yaml(_zoo_file(spec))[0]) if name != "default"]
+
+
 def _zoo_file(spec: "AlgorithmSpec") -> Path:
     if spec.presets_path is not None:
         package, _, path = spec.presets_path.partition(":")
@@ -92,23 +104,54 @@ def _entry(spec: "AlgorithmSpec", file: Path, env_id: str | None, *, alone: bool
     from spinup_plugins.wrapping import resolve_wrappers
 
     entries, locate = load_yaml(file)
-    path: tuple[str, ...] = ()
     env_id = env_id.rpartition(":")[2] if env_id else ""
-    name = env_id if env_id in entries else "default"
+    listed = _listed(entries) if not alone else [*entries]
+    name = env_id if env_id in listed else "default"
+    names: list[str] = []
     if name in entries:
-        entry, path = entries[name], (name,)
-    elif alone:
-        entry = entries
-    else:
+        names = _extended(entries, name, locate)
+    elif not alone:
         whom = f"environment {env_id!r}" if env_id else "an environment without an id"
-        raise ConfigError(f"{file} has no entry for {whom}{nearest(env_id, entries)}; there are {', '.join(entries)}")
-    if not isinstance(entry, dict):
-        raise ConfigError(f"{locate(path)}: expected a mapping of arguments, found {entry!r}")
-    if not alone and "provenance" not in entry:
-        raise ConfigError(f"{locate(path)}: the entry does not tell its 'provenance'")
+        raise ConfigError(f"{file} has no entry for {whom}{nearest(env_id, listed)}; there are {', '.join(listed)}")
+    parts: list[Any] = [(each, entries[each]) for each in names] or [(None, entries)]
+    for above, part in parts:
+        if not isinstance(part, dict):
+            raise ConfigError(f"{locate((above,) if above else ())}: expected a mapping of arguments, found {part!r}")
+    if not alone and "provenance" not in parts[0][1]:
+        raise ConfigError(f"{locate((name,))}: the entry does not tell its 'provenance'")
+
+    def place(keys: Sequence[str]) -> str:
+        """Name the line of the entry, or of the nearest one that it extends, that has the key."""
+        above = next((above for above, part in parts if keys and keys[0] in part), names[0] if names else None)
+        return locate((above, *keys) if above else tuple(keys))
+
+    entry: dict[str, Any] = {}
+    for _, part in reversed(parts):
+        entry = merge_values(entry, {key: value for key, value in part.items() if key != EXTENDS or not names})
     for key in [key for key in entry if key in RUN_KEYS]:
-        entry[key] = schema.check_value(key, entry[key], RUN_KEYS[key], locate((*path, key)))
-    resolve_wrappers(entry.get("wrappers", ()), where=locate((*path, "wrappers")))
+        entry[key] = schema.check_value(key, entry[key], RUN_KEYS[key], place((key,)))
+    resolve_wrappers(entry.get("wrappers", ()), where=place(("wrappers",)))
     arguments = {key: value for key, value in entry.items() if key not in RUN_KEYS}
-    schema.resolve(spec.load(), arguments, where=lambda keys: locate((*path, *keys)))
+    schema.resolve(spec.load(), arguments, where=place)
     return entry
+
+
+def _listed(entries: Mapping[str, Any]) -> list[str]:
+    """Names of the entries that are for environments: those that others only extend tell no provenance."""
+    extended = {entry[EXTENDS] for entry in entries.values() if isinstance(entry, Mapping) and EXTENDS in entry}
+    return [name for name, entry in entries.items() if name not in extended or "provenance" in entry]
+
+
+def _extended(entries: Mapping[str, Any], name: str, locate: Locate) -> list[str]:
+    """Return ``name`` and what it extends, the nearest first."""
+    names = [name]
+    while isinstance(entry := entries[names[-1]], Mapping) and EXTENDS in entry:
+        base, where = entry[EXTENDS], locate((names[-1], EXTENDS))
+        if not isinstance(base, str) or base not in entries:
+            raise ConfigError(f"{where}: there is no entry {base!r} to extend{nearest(str(base), entries)}")
+        if base in names:
+            others = names[names.index(base) + 1 :]
+            way = f", by way of {' and '.join(map(repr, others))}" if others else ""
+            raise ConfigError(f"{where}: {base!r} extends itself{way}")
+        names.append(base)
+    return names

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from spinup_plugins.errors import ConfigError, PluginError, UnknownNameError, nearest
 from spinup_plugins.imports import import_object
-from spinup_plugins.presets import PRESETS, RUN_KEYS, merge_values, preset_values
+from spinup_plugins.presets import PRESETS, RUN_KEYS, merge_values, preset_values, zoo_entries
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -42,6 +42,7 @@ __all__ = [
     "preset_values",
     "register",
     "unregister",
+    "zoo_entries",
 ]
 
 API_VERSION = 1

@@ -156,7 +156,7 @@ class DropIn(BaseAlgorithm):
     #: threads to compute with, ``None`` to choose
     n_threads: int | None
     #: whether losses are compiled on torch's tier, or arguments of ``torch.compile``
-    compile: bool | dict[str, Any]
+    compile: bool | dict[str, Any] = False
 
     @classmethod
     def _log_name(cls) -> str:
