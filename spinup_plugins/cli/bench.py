@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from spinup_plugins.runs.bench import Cell, Outcome, Progress
     from spinup_plugins.runs.results import Result
 
-__all__ = ["command"]
+__all__ = ["command", "run_grid", "seed_numbers"]
 
 
 def command(
@@ -100,10 +100,8 @@ def command(
     others alone, and the exit status is 1.
     """
     with reporting(debug):
-        from spinup_plugins.envs.shared import usable_cores
-        from spinup_plugins.runs.bench import bench, grid, results_of, variants
+        from spinup_plugins.runs.bench import grid, variants
         from spinup_plugins.runs.config import Layer, file_layer
-        from spinup_plugins.runs.results import write_results
 
         values = {
             "preset": preset,
@@ -116,34 +114,53 @@ def command(
         layers = [file_layer(config)] if config is not None else []
         layers.append(Layer({key: value for key, value in values.items() if value is not None}, option_name))
         cells = grid(
-            algos.split(","), envs.split(","), _seeds(seeds), folder, layers=layers, vary=variants(_lists(vary or ()))
+            algos.split(","), envs.split(","), seed_numbers(seeds), folder, layers=layers, vary=variants(_lists(vary or ()))
         )
-        at_a_time = jobs if jobs is not None else usable_cores()
-        outcomes: list[Outcome] = []
-        console, aside = Console(highlight=False), Console(stderr=True, highlight=False)
-        with Live(console=aside, transient=True, auto_refresh=False) as live:
-
-            def watch(progress: "Progress") -> None:
-                live.update(_table(cells, outcomes, progress), refresh=aside.is_terminal)
-
-            for outcome in bench(cells, folder, jobs=at_a_time, ray=ray, watch=watch):
-                outcomes.append(outcome)
-                if outcome.error:
-                    complain("error", f"{outcome.cell}: {outcome.error}")
-                elif outcome.seconds:
-                    live.console.print(f"{outcome.cell}: done in {outcome.seconds:,.0f} s", soft_wrap=True, markup=False)
-        found = results_of(cells)
-        for home, each in found.items():
-            write_results(home if results is None else results / home.relative_to(folder), each)
-        console.print(_summary(cells, found))
-        failed = sum(bool(outcome.error) for outcome in outcomes)
-        where = folder if results is None else results
-        console.print(f"{len(outcomes) - failed} of {len(cells)} runs finished; results are in {where}", soft_wrap=True)
-        if failed:
-            raise typer.Exit(1)
+        run_grid(cells, folder, results=folder if results is None else results, jobs=jobs, ray=ray)
 
 
-def _seeds(text: str) -> list[int]:
+def run_grid(cells: "Sequence[Cell]", folder: Path, *, results: Path, jobs: int | None = None, ray: str | None = None) -> None:
+    """Make the runs that are not finished, and show how they come on and what they came to.
+
+    :param cells: of the grid
+    :param folder: of all runs
+    :param results: where the results of each algorithm on each environment are written
+    :param jobs: runs at a time; None for one per core
+    :param ray: address of a Ray cluster to run on instead
+    :raises typer.Exit: with status 1 if a run failed
+    """
+    from spinup_plugins.envs.shared import usable_cores
+    from spinup_plugins.runs.bench import bench, results_of
+    from spinup_plugins.runs.results import write_results
+
+    outcomes: list[Outcome] = []
+    console, aside = Console(highlight=False), Console(stderr=True, highlight=False)
+    with Live(console=aside, transient=True, auto_refresh=False) as live:
+
+        def watch(progress: "Progress") -> None:
+            live.update(_table(cells, outcomes, progress), refresh=aside.is_terminal)
+
+        for outcome in bench(cells, folder, jobs=jobs if jobs is not None else usable_cores(), ray=ray, watch=watch):
+            outcomes.append(outcome)
+            if outcome.error:
+                complain("error", f"{outcome.cell}: {outcome.error}")
+            elif outcome.seconds:
+                live.console.print(f"{outcome.cell}: done in {outcome.seconds:,.0f} s", soft_wrap=True, markup=False)
+    found = results_of(cells)
+    for home, each in found.items():
+        write_results(results / home.relative_to(folder), each)
+    console.print(_summary(cells, found))
+    failed = sum(bool(outcome.error) for outcome in outcomes)
+    console.print(f"{len(outcomes) - failed} of {len(cells)} runs finished; results are in {results}", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def seed_numbers(text: str) -> list[int]:
+    """Read ``--seeds``: how many, from 0 on, or which.
+
+    :raises ConfigError: it is neither, or a seed stands there twice
+    """
     try:
         seeds = [int(seed) for seed in text.split(",")] if "," in text else list(range(int(text)))
     except ValueError:

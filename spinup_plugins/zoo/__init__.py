@@ -1,0 +1,1 @@
+"""The zoo: tuned values by environment, what they reach over seeds, and agents trained with them."""

@@ -1,0 +1,84 @@
+"""What the zoo has: an entry for each algorithm and environment, with its values, its results and its agent."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from spinup_plugins import registry
+from spinup_plugins.errors import UnknownNameError, nearest
+from spinup_plugins.paths import data_dir
+from spinup_plugins.runs.files import file_name
+from spinup_plugins.runs.results import FINAL, Result, read_results
+from spinup_plugins.runs.statistics import Summary, summarise
+
+__all__ = ["ALGORITHMS", "Entry", "entries", "final_summary", "median_result"]
+
+ALGORITHMS = ("vpg", "trpo", "ppo", "ddpg", "td3", "sac")
+"""Algorithms of the zoo that comes with this package."""
+
+
+class Entry(NamedTuple):
+    """One algorithm on one environment.
+
+    :param algo: its name
+    :param env: Gymnasium id
+    """
+
+    algo: str
+    env: str
+
+    def __str__(self) -> str:
+        return f"{self.algo} on {self.env}"
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What ``preset="zoo"`` sets: constructor arguments and run keys."""
+        return registry.preset_values(registry.get_spec(self.algo), "zoo", self.env)
+
+    @property
+    def folder(self) -> Path:
+        """Where its results over seeds are kept, ``zoo/results/<algo>/<env>``."""
+        return data_dir("zoo") / "results" / file_name(self.algo) / file_name(self.env)
+
+    @property
+    def results(self) -> list[Result]:
+        """Its results over seeds; none where there are none yet."""
+        return read_results(self.folder) if (self.folder / FINAL).is_file() else []
+
+
+def entries(algos: Sequence[str] = (), envs: Sequence[str] = ()) -> list[Entry]:
+    """Return the entries of some algorithms and environments.
+
+    :param algos: names; none for all of the zoo's
+    :param envs: Gymnasium ids; none for all that an algorithm has values for
+    :raises UnknownNameError: there is no such algorithm, or none of them has values for an environment
+    """
+    found = [
+        Entry(spec.name, env)
+        for spec in (registry.get_spec(name) for name in algos or ALGORITHMS)
+        for env in registry.zoo_entries(spec)
+    ]
+    known = list(dict.fromkeys(entry.env for entry in found))
+    for env in envs:
+        if env not in known:
+            raise UnknownNameError(f"the zoo has no {env!r} for {', '.join(algos) or 'any algorithm'}{nearest(env, known)}")
+    return [entry for entry in found if not envs or entry.env in envs]
+
+
+def final_summary(results: Sequence[Result]) -> Summary:
+    """Describe what runs came to: one number for each seed, its mean return after training.
+
+    :param results: at least one
+    """
+    return summarise([float(np.mean(result.final)) for result in results])
+
+
+def median_result(results: Sequence[Result]) -> Result:
+    """Return the run in the middle by its mean return after training; of the two in the middle, the lesser.
+
+    :param results: at least one
+    """
+    ordered = sorted(results, key=lambda result: float(np.mean(result.final)))
+    return ordered[(len(ordered) - 1) // 2]

@@ -1,0 +1,65 @@
+"""Whether published agents are whole and still do what their cards say."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from spinup_plugins.errors import SpinupError
+from spinup_plugins.runs.agent import load_agent
+from spinup_plugins.runs.evaluation import derived_seed, evaluate
+from spinup_plugins.runs.statistics import Summary, summarise
+from spinup_plugins.zoo.catalog import Entry
+
+__all__ = ["SIGNIFICANCE", "Verdict", "verify"]
+
+SIGNIFICANCE = 0.01
+"""Probability that any of all agents is found to differ though none does."""
+
+
+class Verdict(NamedTuple):
+    """What an agent's examination came to.
+
+    :param entry: whose agent
+    :param published: what its file says of the episodes after its training; None where it could not be read
+    :param again: what it came to now, on other initial states; None likewise
+    :param p_value: of the hypothesis that both are returns of one policy (Mann and Whitney's test, two-sided)
+    :param fault: why it is no agent to publish, on one line, or ""
+    """
+
+    entry: Entry
+    published: Summary | None
+    again: Summary | None
+    p_value: float
+    fault: str
+
+
+def verify(entries: Iterable[Entry], *, episodes: int = 100, seed: int = 0) -> Iterator[Verdict]:
+    """Load each published agent, which checks its hash, play it anew, and compare with what its file says.
+
+    The level of each comparison is :data:`SIGNIFICANCE` divided by their number (Bonferroni).
+
+    :param entries: which; those without an agent are at fault
+    :param episodes: to play with each
+    :param seed: of their initial states, which are others than those of the published episodes
+    """
+    examined = list(entries)
+    for entry in examined:
+        try:
+            yield _verdict(entry, episodes, seed, SIGNIFICANCE / len(examined))
+        except SpinupError as error:
+            yield Verdict(entry, None, None, np.nan, str(error))
+
+
+def _verdict(entry: Entry, episodes: int, seed: int, level: float) -> Verdict:
+    agent = load_agent(entry.algo, entry.env)
+    published = [float(value) for value in agent.scores["returns"]]
+    env = agent.env(n_envs=4)
+    try:
+        played = evaluate(agent, env, episodes, seed=derived_seed(seed, "selection")).returns
+    finally:
+        env.close()
+    p_value = 1.0 if set(published) == set(played) else float(stats.mannwhitneyu(published, played).pvalue)
+    fault = "" if p_value >= level else f"plays otherwise than published: p = {p_value:.2g}, below {level:.2g}"
+    return Verdict(entry, summarise(published), summarise(played), p_value, fault)
