@@ -38,7 +38,7 @@ class Reference(NamedTuple):
     :param spread_of: ``seeds`` (standard deviation), ``episodes`` (likewise), ``standard error``, ``95 % interval``, or ""
         where the source does not tell
     :param n_seeds: number of runs; None where the source does not tell
-    :param metric: ``final`` (of the last evaluation), ``evaluation`` (deterministic), ``training``, ``maximum`` (over training)
+    :param metric: ``final`` (of the last evaluation), ``evaluation`` (deterministic), ``training``, or ``maximum`` of a run
     :param source: who published it
     :param url: where
     """

@@ -35,6 +35,8 @@ Origin: TypeAlias = Literal["spinup", "rl_zoo3", "SB3"]
 Measure: TypeAlias = Literal["evaluation", "training"]
 
 MONITOR = "monitor.csv"
+READABLE = 40
+"""Characters of settings in a label at most; beyond them, variants are numbered."""
 _ENV = re.compile(r"(.+-v\d+)(?:_(\d+))?")
 _SEED = re.compile(r"(?:seed|run|trial|exp)?[-_]?(\d+)", re.IGNORECASE)
 _IRRELEVANT = {"seed", "vec_env", "callbacks", "command", "versions", "tensorboard", "preset", "threads"}
@@ -58,6 +60,7 @@ class Found:
     :param origin: who wrote it
     :param folder: where
     :param settings: all that decided how it went besides the seed, where that is known
+    :param variant: those in which it differs from others of its name
     """
 
     label: str
@@ -73,6 +76,7 @@ class Found:
     origin: Origin
     folder: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = ""
 
 
 def find_runs(
@@ -92,7 +96,7 @@ def find_runs(
     :param window: training episodes that a monitor's returns are averaged over
     :param strict: raise for a file that cannot be used; otherwise it is passed over with a warning
     :return: by label, environment and seed
-    :raises ConfigError: a folder is missing, ``window`` is not positive, nothing is found, or, if ``strict``, a file is of no use
+    :raises ConfigError: a folder is missing, ``window`` is not positive, nothing is found or, if ``strict``, a file is no good
     """
     labels = labels or {}
     if window < 1:
@@ -353,19 +357,13 @@ def _told_apart(runs: Sequence[Found]) -> list[Found]:
         together[run.label, run.env].append(run)
         origins[run.label].add((run.origin, run.measure))
     for (label, _), group in together.items():
-        settings = [run.settings for run in group if run.settings]
-        keys = sorted({key for each in settings for key in each})
-        texts = {key: {json.dumps(each.get(key), sort_keys=True) for each in settings} for key in keys}
-        differing = [key for key in keys if len(texts[key]) > 1]
-        for run in group:
-            parts = [label]
-            if run.settings:
-                parts += [f"{key}={json.dumps(run.settings.get(key), sort_keys=True)}" for key in differing]
-            if len({origin for origin, _ in origins[label]}) > 1:
-                parts.append(f"({run.origin})")
-            if run.measure == "training":
-                parts.append("(training)")
-            result.append(replace(run, label=" ".join(parts).replace('"', "")))
+        variants = _variants(group)
+        distinct = sorted(set(variants))
+        for run, variant in zip(group, variants, strict=True):
+            short = variant if len(variant) <= READABLE else f"variant {distinct.index(variant) + 1}"
+            several = len({origin for origin, _ in origins[label]}) > 1
+            parts = (label, short, f"({run.origin})" * several, "(training)" * (run.measure == "training"))
+            result.append(replace(run, label=" ".join(filter(None, parts)), variant=variant))
     seen: dict[tuple[str, str, int], Path] = {}
     for run in result:
         if run.seed is not None:
@@ -374,3 +372,13 @@ def _told_apart(runs: Sequence[Found]) -> list[Found]:
                 where = f"both in {other} and in {run.folder}"
                 warnings.warn(f"{run.label} on {run.env}: seed {run.seed} is {where}; labels tell them apart", stacklevel=3)
     return result
+
+
+def _variants(runs: Sequence[Found]) -> list[str]:
+    """Write, for each run, the settings in which runs differ."""
+    texts = [{key: json.dumps(value, sort_keys=True) for key, value in run.settings.items()} for run in runs]
+    known = [each for each in texts if each]
+    keys = [
+        key for key in sorted({key for each in known for key in each}) if len({each.get(key, "null") for each in known}) > 1
+    ]
+    return [" ".join(f"{key}={each.get(key, 'null')}" for key in keys if each).replace('"', "") for each in texts]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 __all__ = [
+    "RESAMPLES",
     "Band",
     "Estimate",
     "Summary",
@@ -35,6 +36,9 @@ __all__ = [
     "stratified_band",
     "summarise",
 ]
+
+RESAMPLES = 2000
+"""Bootstrap samples of an interval."""
 
 Band: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Lower and upper ends of intervals."""
@@ -75,7 +79,7 @@ def bootstrap_interval(
     statistic: Callable[..., NDArray[np.float64]] = interquartile_mean,
     *,
     confidence: float = 0.95,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile-bootstrap interval of ``statistic``; equal arguments give equal intervals.
@@ -113,7 +117,7 @@ def stratified_band(
     statistic: Callable[..., Any],
     *,
     confidence: float = 0.95,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Band | None:
     """Percentile intervals by the stratified bootstrap (4); equal arguments give equal intervals.
