@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class Drawing:
                     axes.axhline(each.value, color=colour, lw=0.9, ls=dashes, alpha=0.8, label=name)
             axes.set(title=env, xlabel=axis, ylabel="return")
             axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
-            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            self._legend(figure, axes)
             return self._png(figure)
 
     def profile(self, comparison: "Comparison") -> bytes:
@@ -95,7 +96,7 @@ class Drawing:
                 if band is not None:
                     axes.fill_between(thresholds, *band, color=colour, alpha=0.16, lw=0, step="post")
             axes.set(xlabel="normalised score τ", ylabel="fraction of runs with score > τ", ylim=(-0.02, 1.02))
-            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            self._legend(figure, axes)
             return self._png(figure)
 
     def improvement(self, comparison: "Comparison") -> bytes:
@@ -104,7 +105,7 @@ class Drawing:
 
         pairs = comparison.pairs
         with mpl.rc_context(SETTINGS):
-            figure, axes = self.plt.subplots(figsize=(8.2, 1.1 + 0.32 * len(pairs)), layout="constrained")
+            figure, axes = self.plt.subplots(figsize=(8.2, 1.1 + 0.36 * len(pairs)), layout="constrained")
             for row, pair in enumerate(reversed(pairs)):
                 value, interval = pair.probability
                 if interval is not None:
@@ -112,15 +113,31 @@ class Drawing:
                 axes.plot(value, row, color=COLOURS[0], marker="|", ms=11, mew=2)
             axes.axvline(0.5, color="black", lw=0.8, ls="--")
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(pairs) - 0.4), xlabel="P(X > Y)")
-            axes.set_yticks(np.arange(len(pairs)), [f"{pair.x} > {pair.y}" for pair in reversed(pairs)])
+            names = [
+                f"{_wrapped(pair.x)} > {_wrapped(pair.y)}{' (no interval)' if pair.probability.interval is None else ''}"
+                for pair in reversed(pairs)
+            ]
+            axes.set_yticks(np.arange(len(pairs)), names, fontsize=7.5)
             return self._png(figure)
 
     def _style(self, comparison: "Comparison", label: str) -> tuple[str, str]:
         index = comparison.labels.index(label)
         return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
 
+    def _legend(self, figure: Any, axes: Any) -> None:
+        """Put a legend beside the axes, and make the figure high enough for it."""
+        handles, names = axes.get_legend_handles_labels()
+        names = ["\n".join(map(_wrapped, name.splitlines())) for name in names]
+        lines = sum(name.count("\n") + 1 for name in names)
+        figure.set_figheight(max(4.0, 0.6 + 0.16 * lines + 0.03 * len(names)))
+        axes.legend(handles, names, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
     def _png(self, figure: Any) -> bytes:
         buffer = BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
         self.plt.close(figure)
         return buffer.getvalue()
+
+
+def _wrapped(text: str) -> str:
+    return fill(text, 42)

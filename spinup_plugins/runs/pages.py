@@ -50,6 +50,11 @@ class Image(NamedTuple):
     file: str
     caption: str
 
+    @property
+    def title(self) -> str:
+        """The caption's first sentence."""
+        return self.caption.partition(". ")[0]
+
 
 Block: TypeAlias = str | Heading | Table | Image
 """A piece of the report; a text is a paragraph."""
@@ -103,14 +108,14 @@ def _overall(comparison: "Comparison", images: Mapping[str, bytes]) -> Iterator[
             rows.append((label, str(sum(seeds)), _score(estimate)))
         yield Table(f"IQM of normalised final scores on {where}.", ("algorithm", "runs", "IQM"), rows)
         if "profile.png" in images:
-            yield Image(
-                "profile.png", f"Performance profile on {where}: fraction of runs above each score. Band: {_INTERVAL}."
-            )
+            caption = "Performance profile. Fraction of runs that score more than τ (normalised final return)"
+            yield Image("profile.png", f"{caption} on {where}; runs as in the table above. Band: {_INTERVAL}.")
     if comparison.pairs:
         rows = [(pair.x, pair.y, ", ".join(pair.envs), _score(pair.probability)) for pair in comparison.pairs]
         caption = "Probability that a run of X ends higher than one of Y, over the environments that both have; ties are half."
         yield Table(caption, ("X", "Y", "environments", "P(X > Y)"), rows)
-        yield Image("improvement.png", f"Probability of improvement, by final returns. Bar: {_INTERVAL}.")
+        caption = "Probability of improvement. By final returns of as many seeds as in the tables below"
+        yield Image("improvement.png", f"{caption}. Bar: {_INTERVAL}.")
 
 
 def _environment(
@@ -123,9 +128,9 @@ def _environment(
         (
             group.label,
             str(len(group.runs)),
-            _count(group.timesteps),
-            str(group.final),
-            f"{_return(float(group.finals.mean()))} ± {_return(float(group.finals.std()))}",
+            group.steps,
+            str(group.final) + (" (one seed: no interval)" if len(group.runs) == 1 else ""),
+            _return(float(group.finals.mean())) + (f" ± {_return(float(group.finals.std()))}" if len(group.runs) > 1 else ""),
             group.of,
         )
         for group in groups
@@ -135,15 +140,19 @@ def _environment(
     )
     name = f"curves-{file_name(env)}.png"
     if name in images:
+        seeds = _seeds({group.label: group.curve.n for group in groups if group.curve is not None})
         yield Image(
             name,
-            "Returns over environment steps: IQM over seeds (solid) and mean (dotted), interpolated to the points that all "
-            f"seeds cover. Band: {_INTERVAL}. Horizontal: published numbers.",
+            f"Returns on {env} over environment steps. IQM over seeds (solid) and mean (dotted), interpolated between "
+            f"evaluations, as far as all seeds go; seeds: {seeds}. Band: {_INTERVAL}. Horizontal: published numbers.",
         )
     name = f"wallclock-{file_name(env)}.png"
     if name in images:
+        seeds = _seeds({group.label: group.wall_clock.n for group in groups if group.wall_clock is not None})
         yield Image(
-            name, f"The same over wall-clock seconds of training, of the seeds whose times are known. Band: {_INTERVAL}."
+            name,
+            f"Returns on {env} over wall-clock time. In seconds of training, on whatever machines the runs were on; lines and "
+            f"bands as above; seeds whose times are known: {seeds}.",
         )
     rows = []
     for group in groups:
@@ -176,6 +185,10 @@ def _reference(each: Reference, env: str) -> tuple[str, ...]:
         each.metric,
         f"{each.source}, {each.url}",
     )
+
+
+def _seeds(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{label} {n}{' (no band)' if n == 1 else ''}" for label, n in counts.items())
 
 
 def _sources(comparison: "Comparison") -> Table:
@@ -220,7 +233,7 @@ def _as_markdown(block: Block) -> str:
     if isinstance(block, Heading):
         return f"{'#' * block.level} {_plain(block.text)}"
     if isinstance(block, Image):
-        return f"![{_plain(block.caption)}]({block.file})\n\n{_plain(block.caption)}"
+        return f"![{_plain(block.title)}]({block.file})\n\n{_plain(block.caption)}"
     if isinstance(block, Table):
         rule = ["--:" if numeric else "---" for numeric in _numeric(block)]
         lines = [f"| {' | '.join(map(_plain, row))} |" for row in (block.header, *block.rows)]
@@ -284,7 +297,7 @@ def _as_html(block: Block, images: Mapping[str, bytes]) -> str:
     if isinstance(block, Image):
         data = b64encode(images[block.file]).decode("ascii")
         caption = escape(block.caption)
-        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+        image = f'<img alt="{escape(block.title)}" src="data:image/png;base64,{data}">'
         return f"<figure>\n{image}\n<figcaption>{caption}</figcaption>\n</figure>"
     if isinstance(block, Table):
         classes = [' class="n"' if numeric else "" for numeric in _numeric(block)]

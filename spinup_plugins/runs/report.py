@@ -96,6 +96,12 @@ class Group:
         return max((int(run.timesteps[-1]) for run in self.runs if len(run.timesteps)), default=0)
 
     @property
+    def steps(self) -> str:
+        """Environment steps of the last evaluations, from the least to the most of any seed where they differ."""
+        ends = sorted({int(run.timesteps[-1]) for run in self.runs if len(run.timesteps)})
+        return " to ".join(f"{end:,}" for end in dict.fromkeys((ends[0], ends[-1]))) if ends else "not known"
+
+    @property
     def of(self) -> str:
         """Which episodes final returns are means of."""
         return "; ".join(sorted({run.of for run in self.runs}))
@@ -114,7 +120,7 @@ class Group:
     @cached_property
     def wall_clock(self) -> Curve | None:
         """Returns over seconds, of the seeds whose seconds are known; None without any."""
-        runs = [run for run in self.runs if len(run.seconds) and np.isfinite(run.seconds).all()]
+        runs = [run for run in self.runs if len(run.seconds) and (np.diff(run.seconds, prepend=0.0) >= 0).all()]
         return Curve.of([run.seconds for run in runs], [run.returns for run in runs])
 
 
@@ -298,7 +304,7 @@ def _draw(drawing: "figures.Drawing", comparison: Comparison) -> dict[str, bytes
         timed = {group.label: group.wall_clock for group in groups if group.wall_clock is not None}
         if timed:
             images[f"wallclock-{file_name(env)}.png"] = drawing.curves(
-                comparison, env, timed, "wall-clock seconds", steps, lines
+                comparison, env, timed, "wall-clock time (s)", steps, lines
             )
     if comparison.common:
         images["profile.png"] = drawing.profile(comparison)

@@ -154,6 +154,9 @@ def _table(path: Path) -> list[list[float]]:
             first, *rows = csv.reader(file)
         if ",".join(first) != header or any(len(row) != len(first) for row in rows):
             raise ValueError(f"expected rows of {header}")
-        return [[float(value) if value else np.nan for value in row] for row in rows]
+        table = [[float(value) if value else np.nan for value in row] for row in rows]
+        if not np.isfinite([row[:2] for row in table]).all():
+            raise ValueError(f"{' and '.join(first[:2])} must be numbers")
+        return table
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: no results ({error})") from error

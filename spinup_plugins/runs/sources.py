@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spinup_plugins import registry
-from spinup_plugins.errors import ConfigError
+from spinup_plugins.errors import ConfigError, SpinupError
 from spinup_plugins.runs.config import load
 from spinup_plugins.runs.files import CONFIG, STATUS, Status, one_line
 from spinup_plugins.runs.results import (
@@ -144,7 +144,7 @@ def _scan(folder: Path) -> Iterator[tuple[Path, _Reader]]:
 def _tried(folder: Path, read: _Reader, window: int, strict: bool) -> list[Found]:
     try:
         return read(folder, window)
-    except ConfigError as error:
+    except SpinupError as error:
         if strict:
             raise
         warnings.warn(f"passed over: {error}", stacklevel=3)
@@ -247,8 +247,12 @@ def _found(
     measure: Measure = "evaluation",
     settings: Mapping[str, Any] | None = None,
 ) -> Found:
+    if not len(result.returns) + len(result.final):
+        raise ConfigError(f"{folder}: no returns")
     if not all(np.isfinite(each).all() for each in (result.returns, result.final)):
         raise ConfigError(f"{folder}: returns that are not finite")
+    if (np.diff(result.timesteps) <= 0).any():
+        raise ConfigError(f"{folder}: timesteps do not ascend")
     if len(result.final):
         final = float(np.mean(result.final))
         of = of or f"{_episodes(len(result.final))} after training"
