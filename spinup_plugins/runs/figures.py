@@ -69,7 +69,7 @@ class Drawing:
                     drawn.add(each)
                     colour, _ = self._style(comparison, label)
                     dashes = (0, (6, 2)) if each.source.startswith("Spinning Up") else (0, (2, 2))
-                    mark = " †" if relation(each.env, env) == "comparable" else ""
+                    mark = {"comparable": " †", "other": " (not comparable)"}.get(relation(each.env, env) or "", "")
                     name = f"{each.algo.upper()}, {each.source}:\n{each.value:,.0f} on {each.env}{mark}, {each.budget}"
                     axes.axhline(each.value, color=colour, lw=0.9, ls=dashes, alpha=0.8, label=name)
             axes.set(title=env, xlabel=axis, ylabel="return")

@@ -144,7 +144,8 @@ def _environment(
         yield Image(
             name,
             f"Returns on {env} over environment steps. IQM over seeds (solid) and mean (dotted), interpolated between "
-            f"evaluations, as far as all seeds go; seeds: {seeds}. Band: {_INTERVAL}. Horizontal: published numbers.",
+            f"evaluations, as far as all seeds go; seeds: {seeds}. Band: {_INTERVAL}. Horizontal: published numbers, as in the "
+            "table.",
         )
     name = f"wallclock-{file_name(env)}.png"
     if name in images:

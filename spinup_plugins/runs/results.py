@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,8 @@ def read_evaluations(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]
     :raises ConfigError: it is missing, damaged or another kind of file
     """
     try:
+        if not is_zipfile(path):  # NumPy would advise to unpickle it
+            raise ValueError("no NumPy archive" if path.is_file() else "no such file")
         with np.load(path) as data:
             timesteps, returns = data["timesteps"].astype(np.int64), data["results"].astype(np.float64)
         if returns.ndim != 2 or returns.shape[:1] != timesteps.shape or not returns.size:
