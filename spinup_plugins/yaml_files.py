@@ -87,13 +87,11 @@ def scalars(path: Path) -> dict[str, str]:
         node = YAML(typ="safe", pure=True).compose(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    while isinstance(node, SequenceNode) and len(node.value) == 1 and isinstance(node.value[0], SequenceNode):
-        node = node.value[0]
+    pairs: list[Any] = []
     if isinstance(node, MappingNode):
-        pairs = list(node.value)
-    else:
-        each = [item.value for item in node.value if isinstance(item, SequenceNode)] if isinstance(node, SequenceNode) else []
-        pairs = [item for item in each if len(item) == 2]
+        pairs = node.value
+    elif isinstance(node, SequenceNode) and len(node.value) == 1 and isinstance(node.value[0], SequenceNode):
+        pairs = [item.value for item in node.value[0].value if isinstance(item, SequenceNode) and len(item.value) == 2]
     return {key.value: value.value for key, value in pairs if isinstance(key, ScalarNode) and isinstance(value, ScalarNode)}
 
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,23 @@ def test_our_runs_are_told_apart_by_their_settings(tmp_path: Path) -> None:
     assert {run.variant for run in runs if run.seed == 5} == {"gae_lambda=0.8 gamma=0.7 policy_kwargs={net_arch: [4, 4]}"}
 
 
+def test_a_variants_number_is_the_same_on_every_environment(tmp_path: Path) -> None:
+    def add(env: str, *sizes: int) -> None:
+        for size in sizes:
+            values = {"n_steps": size, "batch_size": size, "policy_kwargs": {"net_arch": [size, size]}}
+            ours(tmp_path / env / str(size), env=env, hyperparameters=values)
+
+    add("CartPole-v1", 16, 32)
+    add("Acrobot-v1", 32, 64)
+    found = {(run.env, run.label): run.settings["n_steps"] for run in find_runs([tmp_path])}
+    assert found == {
+        ("CartPole-v1", "ppo variant 1"): 16,
+        ("CartPole-v1", "ppo variant 2"): 32,
+        ("Acrobot-v1", "ppo variant 2"): 32,
+        ("Acrobot-v1", "ppo variant 3"): 64,
+    }
+
+
 def test_evaluations_of_stable_baselines3_are_named_by_their_path(tmp_path: Path) -> None:
     evaluations(tmp_path / "logs" / "sac" / "Pendulum-v1" / "run_2", [1.0, 5.0])
     evaluations(tmp_path / "Hopper-v5" / "mine" / "0", [1.0])
@@ -162,6 +180,11 @@ def test_rl_zoo3_names_its_runs_and_runs_nothing(tmp_path: Path, monkeypatch: py
     assert not Path("owned").exists()
     args = next(tmp_path.rglob("args.yml"))
     assert scalars(args) == {"algo": "ppo", "env": "CartPole-v1", "seed": "77"}
+    zoo(tmp_path / "logs" / "x" / "y_2", seed=78)
+    assert {run.label for run in find_runs([tmp_path])} == {"ppo"}
+    (tmp_path / "logs" / "x" / "y_2" / "CartPole-v1" / "config.yml").write_text("n_envs: 4\n")
+    assert [run.label for run in find_runs([tmp_path])] == ["ppo n_envs=4", "ppo n_envs=8"]
+    shutil.rmtree(tmp_path / "logs" / "x" / "y_2")
     args.write_text("algo: td3\nnested: {a: 1}\n")
     assert scalars(args) == {"algo": "td3"}
     args.write_text("algo: [")
@@ -365,6 +388,15 @@ def test_aggregates_are_of_environments_that_all_have() -> None:
     ]
 
 
+def test_training_returns_are_compared_with_their_like() -> None:
+    training = [replace(run(label, "X-v0", 1.0), measure="training") for label in "cd"]
+    mixed = compare([run("a", "X-v0", 1.0), run("b", "X-v0", 2.0), *training])
+    assert [(pair.x, pair.y) for pair in mixed.pairs] == [("a", "b"), ("c", "d")]
+    assert (mixed.common, list(mixed.aggregates)) == (["X-v0"], ["a", "b"])
+    assert list(mixed.profiles()[1]) == ["a", "b"]
+    assert list(compare(training).aggregates) == ["c", "d"]
+
+
 def test_sample_efficiency_by_hand() -> None:
     comparison = compare([run("a", "X-v0", 10.0, returns=[0.0, 6.0, 4.0, 10.0]), run("b", "X-v0", 0.0)])
     a, b = comparison.groups
@@ -445,7 +477,7 @@ def test_the_markdown_tells_numbers_and_their_kind(written: Path) -> None:
     assert "| sac | 1 | 1,000 | 500.0 (one seed: no interval) | 500.0 | 2 episodes after training |" in text
     assert "| \\<b>\\|x (training) | 1 | 3,000 | 249.5 (one seed: no interval) | 249.5 | last 100 training episodes |" in text
     assert "Those marked (training) are returns of training episodes" in text
-    assert "IQM of normalised final scores on Hopper-v5 (those that all have)." in text
+    assert "IQM of normalised final scores on HalfCheetah-v5, Hopper-v5." in text
     assert "seeds: \\<b>\\|x (training) 1 (no band), ppo 4, sac 2. Band: 95 % interval" in text
     assert "| HalfCheetah-v3 † |" in text
     assert "| Hopper-v5 | evaluation | Farama" in text
@@ -455,7 +487,7 @@ def test_the_markdown_tells_numbers_and_their_kind(written: Path) -> None:
 
 def test_a_page_without_a_common_environment() -> None:
     found = markdown(blocks(compare([run("a", "X-v0", 1.0), run("b", "Y-v0", 2.0)]), {}, FRACTIONS))
-    assert "No environment has runs of all algorithms: there is no aggregate and no performance profile." in found
+    assert "No environment has runs of all: there is no aggregate and no performance profile." in found
     assert "P(X > Y)" not in found
     assert "Published" not in found
 

@@ -65,7 +65,7 @@ def _labels(texts: "list[str] | tuple[()]") -> dict[str, Path]:
             raise ConfigError(f"--label {text}: expected NAME=DIR")
         if name in labels:
             raise ConfigError(f"--label {text}: {name!r} is {labels[name]} already")
-        labels[name] = Path(folder)
+        labels[name] = Path(folder).expanduser()  # no shell expands it there
     return labels
 
 

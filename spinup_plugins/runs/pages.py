@@ -76,8 +76,8 @@ def blocks(comparison: "Comparison", images: Mapping[str, bytes], fractions: Seq
     )
     if any(run.measure == "training" for group in comparison.groups for run in group.runs):
         found.append(
-            "Those marked (training) are returns of training episodes, with exploration, and no evaluations: they compare "
-            "with their like alone."
+            "Those marked (training) are returns of training episodes, with exploration: they are compared with their like "
+            "alone, and aggregates are of evaluations where there are any."
         )
     found += _overall(comparison, images)
     for env in comparison.envs:
@@ -99,7 +99,7 @@ def _overall(comparison: "Comparison", images: Mapping[str, bytes]) -> Iterator[
     yield Table("Normalised scores: returns that are 0 and 1.", ("environment", "0", "1", "from what to what"), rows)
     envs = comparison.common
     if not envs:
-        yield "No environment has runs of all algorithms: there is no aggregate and no performance profile."
+        yield "No environment has runs of all: there is no aggregate and no performance profile."
     else:
         where = ", ".join(envs) + (" (those that all have)" if len(envs) < len(comparison.envs) else "")
         rows = []
@@ -144,8 +144,8 @@ def _environment(
         yield Image(
             name,
             f"Returns on {env} over environment steps. IQM over seeds (solid) and mean (dotted), interpolated between "
-            f"evaluations, as far as all seeds go; seeds: {seeds}. Band: {_INTERVAL}. Horizontal: published numbers, as in the "
-            "table.",
+            f"evaluations, as far as all seeds go; seeds: {seeds}. Band: {_INTERVAL}. Horizontal: published numbers, as "
+            "in the table.",
         )
     name = f"wallclock-{file_name(env)}.png"
     if name in images:

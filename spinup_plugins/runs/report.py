@@ -176,9 +176,19 @@ class Comparison:
         return sorted({group.env for group in self.groups})
 
     @cached_property
+    def training(self) -> set[str]:
+        """Those whose returns are of training episodes."""
+        return {group.label for group in self.groups if group.runs[0].measure == "training"}
+
+    @cached_property
+    def ranked(self) -> list[str]:
+        """What aggregates are of: evaluations if there are any."""
+        return [label for label in self.labels if label not in self.training] or self.labels
+
+    @cached_property
     def common(self) -> list[str]:
-        """Environments on which all have runs."""
-        return [env for env in self.envs if {group.label for group in self.on(env)} == set(self.labels)]
+        """Environments on which all that are ranked have runs."""
+        return [env for env in self.envs if set(self.ranked) <= {group.label for group in self.on(env)}]
 
     def on(self, env: str) -> list[Group]:
         """Groups on an environment."""
@@ -218,21 +228,21 @@ class Comparison:
     @cached_property
     def aggregates(self) -> dict[str, Estimate]:
         """Interquartile mean of normalised scores on the common environments, by label; empty without any."""
-        return {label: pooled_iqm(self.scores(label, self.common)) for label in self.labels if self.common}
+        return {label: pooled_iqm(self.scores(label, self.common)) for label in self.ranked if self.common}
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        """Probability of improvement between all that share an environment."""
+        """Probability of improvement between all that share an environment, evaluations and training returns apart."""
         found = []
         for x, y in itertools.combinations(self.labels, 2):
             envs = [env for env in self.envs if {x, y} <= {group.label for group in self.on(env)}]
-            if envs:
+            if envs and (x in self.training) == (y in self.training):
                 found.append(Pair(x, y, tuple(envs), improvement(self.scores(x, envs), self.scores(y, envs))))
         return found
 
     def profiles(self) -> tuple[NDArray[np.float64], dict[str, tuple[NDArray[np.float64], Band | None]]]:
         """Return thresholds, (T,), and the fraction of runs beyond them with its band, by label."""
-        scores = {label: self.scores(label, self.common) for label in self.labels}
+        scores = {label: self.scores(label, self.common) for label in self.ranked}
         values = np.concatenate([each for strata in scores.values() for each in strata])
         thresholds = np.linspace(min(0.0, values.min()), max(1.0, values.max()), 101)
         return thresholds, {label: performance_profile(strata, thresholds) for label, strata in scores.items()}

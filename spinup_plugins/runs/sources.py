@@ -183,7 +183,8 @@ def _read_evaluations(folder: Path, _: int) -> list[Found]:
         seconds = np.interp(timesteps, ends, times, left=np.nan, right=np.nan)
     names = _names(folder, monitors)
     result = Result(names.seed or 0, timesteps, seconds, episodes.mean(axis=1), episodes[-1])
-    return [_found(names, result, folder, _origin(folder), of=f"last evaluation, {_episodes(episodes.shape[1])}")]
+    of = f"last evaluation, {_episodes(episodes.shape[1])}"
+    return [_found(names, result, folder, _origin(folder), of=of, settings=_zoo_settings(folder))]
 
 
 def _read_monitors(folder: Path, window: int) -> list[Found]:
@@ -196,7 +197,8 @@ def _read_monitors(folder: Path, window: int) -> list[Found]:
     names = _names(folder, monitors)
     result = Result(names.seed or 0, ends[width - 1 :], seconds[width - 1 :], means, returns[-width:])
     of = f"last {width} training episodes" if width > 1 else "last training episode"
-    return [_found(names, result, folder, _origin(folder), of=of, measure="training")]
+    settings = _zoo_settings(folder)
+    return [_found(names, result, folder, _origin(folder), of=of, measure="training", settings=settings)]
 
 
 class _Monitor(NamedTuple):
@@ -335,6 +337,12 @@ def _zoo_arguments(folder: Path) -> list[Path]:
     return sorted(folder.glob("*/args.yml"))
 
 
+def _zoo_settings(folder: Path) -> dict[str, str]:
+    """Return the hyperparameters that rl_zoo3 notes, as far as they are single values."""
+    paths = [path.with_name(CONFIG) for path in _zoo_arguments(folder)]
+    return {key: value for path in paths if path.is_file() for key, value in scalars(path).items()}
+
+
 def _labelled(runs: Sequence[Found], labels: Mapping[str, Path]) -> list[Found]:
     """Give runs the labels of the innermost folders that they lie in."""
     places = sorted(((path.resolve(), name) for name, path in labels.items()), key=lambda each: -len(each[0].parts))
@@ -354,20 +362,26 @@ def _labelled(runs: Sequence[Found], labels: Mapping[str, Path]) -> list[Found]:
 
 def _told_apart(runs: Sequence[Found]) -> list[Found]:
     """Add to labels what tells different things of one name apart, and warn where one seed is there twice."""
-    result = []
-    together: dict[tuple[str, str], list[Found]] = defaultdict(list)
-    origins: dict[str, set[tuple[Origin, Measure]]] = defaultdict(set)
+    together: dict[tuple[str, Origin, str], list[Found]] = defaultdict(list)
+    origins: dict[str, set[Origin]] = defaultdict(set)
     for run in runs:
-        together[run.label, run.env].append(run)
-        origins[run.label].add((run.origin, run.measure))
-    for (label, _), group in together.items():
-        variants = _variants(group)
-        distinct = sorted(set(variants))
-        for run, variant in zip(group, variants, strict=True):
-            short = variant if len(variant) <= READABLE else f"variant {distinct.index(variant) + 1}"
-            several = len({origin for origin, _ in origins[label]}) > 1
-            parts = (label, short, f"({run.origin})" * several, "(training)" * (run.measure == "training"))
-            result.append(replace(run, label=" ".join(filter(None, parts)), variant=variant))
+        together[run.label, run.origin, run.env].append(run)
+        origins[run.label].add(run.origin)
+    varied = [pair for group in together.values() for pair in zip(group, _variants(group), strict=True)]
+    texts: dict[tuple[str, Origin], set[str]] = defaultdict(set)
+    for run, variant in varied:
+        texts[run.label, run.origin].add(variant)
+    result = []
+    for run, variant in varied:
+        # One number stands for the same settings on every environment.
+        number = sorted(texts[run.label, run.origin]).index(variant) + 1
+        parts = (
+            run.label,
+            variant if len(variant) <= READABLE else f"variant {number}",
+            f"({run.origin})" if len(origins[run.label]) > 1 else "",
+            "(training)" if run.measure == "training" else "",
+        )
+        result.append(replace(run, label=" ".join(filter(None, parts)), variant=variant))
     seen: dict[tuple[str, str, int], Path] = {}
     for run in result:
         if run.seed is not None:
