@@ -367,6 +367,18 @@ def test_scores_are_normalised_by_what_there_is() -> None:
     assert compare([run("a", "Mine-v0", 3.0)]).scales["Mine-v0"][:2] == (3.0, 4.0)
 
 
+def test_wall_clock_is_of_what_is_known() -> None:
+    timed = run("a", "X-v0", 1.0, returns=[1.0, 2.0, 3.0])
+    backwards = replace(timed, seconds=np.array([5.0, 1.0, 2.0]))
+    partly = replace(timed, seconds=np.array([10.0, 20.0, np.nan]))
+    without = replace(timed, seconds=np.full(3, np.nan))
+    (group,) = compare([timed, backwards, partly, without]).groups
+    assert group.wall_clock is not None
+    assert (group.wall_clock.n, group.wall_clock.points[[0, -1]].tolist()) == (2, [10, 20])
+    (group,) = compare([without]).groups
+    assert group.wall_clock is None
+
+
 def test_aggregates_are_of_environments_that_all_have() -> None:
     runs = [
         *(run("a", "X-v0", value) for value in (0.0, 10.0)),

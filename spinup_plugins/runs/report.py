@@ -120,8 +120,9 @@ class Group:
     @cached_property
     def wall_clock(self) -> Curve | None:
         """Returns over seconds, of the seeds whose seconds are known; None without any."""
-        runs = [run for run in self.runs if len(run.seconds) and (np.diff(run.seconds, prepend=0.0) >= 0).all()]
-        return Curve.of([run.seconds for run in runs], [run.returns for run in runs])
+        known = [(run.seconds[at], run.returns[at]) for run in self.runs if (at := np.isfinite(run.seconds)).any()]
+        timed = [(seconds, returns) for seconds, returns in known if (np.diff(seconds) >= 0).all()]
+        return Curve.of([seconds for seconds, _ in timed], [returns for _, returns in timed])
 
 
 class Scale(NamedTuple):

@@ -180,7 +180,7 @@ def _read_evaluations(folder: Path, _: int) -> list[Found]:
     seconds = logged_seconds(folder / "progress.csv", timesteps)
     if np.isnan(seconds).all() and any(len(monitor.returns) for monitor in monitors):
         ends, _returns, times = _merged(monitors)
-        seconds = np.interp(timesteps, ends, times, left=np.nan, right=np.nan)
+        seconds = np.interp(timesteps, [0, *ends], [0.0, *times], right=np.nan)
     names = _names(folder, monitors)
     result = Result(names.seed or 0, timesteps, seconds, episodes.mean(axis=1), episodes[-1])
     of = f"last evaluation, {_episodes(episodes.shape[1])}"
