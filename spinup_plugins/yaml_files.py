@@ -16,7 +16,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from spinup_plugins.errors import ConfigError
 
-__all__ = ["Locate", "dump_yaml", "load_yaml", "nested", "parse_yaml"]
+__all__ = ["Locate", "dump_yaml", "load_yaml", "nested", "parse_yaml", "scalars"]
 
 Locate: TypeAlias = Callable[[Sequence[str]], str]
 """Maps a path of keys, such as ``("CartPole-v1", "gamma")``, to the ``"file:line"`` it stands on."""
@@ -73,6 +73,26 @@ def parse_yaml(text: str, source: str) -> Any:
     :raises ConfigError: it is not YAML, or holds more than plain data
     """
     return _parse(text, source)[0]
+
+
+def scalars(path: Path) -> dict[str, str]:
+    """Return the texts at a YAML file's top level, whatever tags it bears: nothing is constructed.
+
+    Beside plain mappings this reads what PyYAML makes of an ``OrderedDict``: lists of pairs below a Python tag.
+
+    :param path: the file; UTF-8
+    :raises ConfigError: it is unreadable or not YAML
+    """
+    try:
+        node = YAML(typ="safe", pure=True).compose(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    pairs: list[Any] = []
+    if isinstance(node, MappingNode):
+        pairs = node.value
+    elif isinstance(node, SequenceNode) and len(node.value) == 1 and isinstance(node.value[0], SequenceNode):
+        pairs = [item.value for item in node.value[0].value if isinstance(item, SequenceNode) and len(item.value) == 2]
+    return {key.value: value.value for key, value in pairs if isinstance(key, ScalarNode) and isinstance(value, ScalarNode)}
 
 
 def dump_yaml(data: Mapping[str, Any]) -> str:

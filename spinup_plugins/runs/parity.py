@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from spinup_plugins.atomic import replacing, write_text
 from spinup_plugins.errors import ConfigError, UnknownNameError, nearest
 from spinup_plugins.runs.pool import Ended, Job, run_jobs, serve
-from spinup_plugins.runs.statistics import bootstrap_interval, interquartile_mean
+from spinup_plugins.runs.statistics import Estimate
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -278,35 +278,6 @@ def _work(argument: Any) -> None:
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
-class Estimate(NamedTuple):
-    """A statistic of some seeds' runs.
-
-    :param value: the statistic
-    :param interval: its 95 % bootstrap interval; None for a single seed
-    """
-
-    value: float
-    interval: tuple[float, float] | None
-
-    @classmethod
-    def of(cls, values: NDArray[np.float64], statistic: Callable[..., Any] = interquartile_mean) -> Estimate:
-        """Estimate a statistic from one value per seed, (n,)."""
-        several = len(values) > 1 and bool(np.isfinite(values).all())
-        if several and np.ptp(values) == 0:
-            return cls(float(values[0]), (float(values[0]), float(values[0])))
-        return cls(float(statistic(values, axis=0)), bootstrap_interval(values, statistic) if several else None)
-
-    def overlaps(self, other: Estimate) -> bool | None:
-        """Whether two intervals do; None where one of them is not known."""
-        if self.interval is None or other.interval is None:
-            return None
-        return self.interval[0] <= other.interval[1] and other.interval[0] <= self.interval[1]
-
-    def __str__(self) -> str:
-        interval = "" if self.interval is None else f" [{_number(self.interval[0])}, {_number(self.interval[1])}]"
-        return _number(self.value) + interval
-
-
 def report(folder: Path) -> str:
     """Write ``README.md`` and a plot for each case from the curves below a folder.
 
@@ -417,10 +388,6 @@ def _plot(plt: Any, case: Case, sides: Mapping[str, Sequence[Curve]], path: Path
         with replacing(path) as temporary:
             figure.savefig(temporary, metadata={"Date": None})
         plt.close(figure)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
 
 
 if __name__ == "__main__":

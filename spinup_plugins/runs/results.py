@@ -2,9 +2,11 @@
 
 import csv
 import json
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +16,22 @@ from spinup_plugins.errors import ConfigError
 from spinup_plugins.runs.config import load
 from spinup_plugins.runs.files import CONFIG, EVALUATION
 
-__all__ = ["CURVE", "FINAL", "Result", "read_results", "read_run", "write_results"]
+__all__ = [
+    "CURVE",
+    "EVALUATIONS",
+    "FINAL",
+    "Result",
+    "logged_seconds",
+    "read_evaluations",
+    "read_results",
+    "read_run",
+    "write_results",
+]
 
 CURVE, FINAL = "curve.csv", "final.csv"
 """Files that keep the results of one algorithm on one environment: evaluations while training, and episodes after it."""
+EVALUATIONS = "evaluations.npz"
+"""What Stable-Baselines3's ``EvalCallback``, and ours, write while training."""
 _COLUMNS = {CURVE: "seed,timesteps,seconds,return", FINAL: "seed,episode,return"}
 
 
@@ -48,21 +62,51 @@ def read_run(folder: Path) -> Result:
     timesteps, returns = np.empty(0, dtype=np.int64), np.empty(0)
     try:
         final = np.array(json.loads((folder / EVALUATION).read_text(encoding="utf-8"))["returns"], dtype=np.float64)
-        if (folder / "evaluations.npz").is_file():
-            with np.load(folder / "evaluations.npz") as data:
-                timesteps, returns = data["timesteps"].astype(np.int64), data["results"].mean(axis=1)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{folder}: cannot read its evaluations ({error})") from error
-    return Result(seed, timesteps, _seconds(folder / "progress.csv", timesteps), returns, final)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder / EVALUATION}: cannot read the evaluation ({error})") from error
+    if (folder / EVALUATIONS).is_file():
+        timesteps, episodes = read_evaluations(folder / EVALUATIONS)
+        returns = episodes.mean(axis=1)
+    return Result(seed, timesteps, logged_seconds(folder / "progress.csv", timesteps), returns, final)
 
 
-def _seconds(progress: Path, timesteps: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Wall time at each of ``timesteps``, interpolated between the log's rows."""
+def read_evaluations(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Read an ``evaluations.npz``; nothing in it is unpickled.
+
+    :param path: the file
+    :return: environment steps before each evaluation, (E,), and returns of its episodes, (E, N)
+    :raises ConfigError: it is missing, damaged or another kind of file
+    """
+    try:
+        if not is_zipfile(path):  # NumPy would advise to unpickle it
+            raise ValueError("no NumPy archive" if path.is_file() else "no such file")
+        with np.load(path) as data:
+            timesteps, returns = data["timesteps"].astype(np.int64), data["results"].astype(np.float64)
+        if returns.ndim != 2 or returns.shape[:1] != timesteps.shape or not returns.size:
+            raise ValueError(f"timesteps {timesteps.shape}, results {returns.shape}")
+        if (np.diff(timesteps) <= 0).any():
+            raise ValueError("timesteps do not ascend")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
+        raise ConfigError(f"{path}: no evaluations of a training run ({error})") from error
+    return timesteps, returns
+
+
+def logged_seconds(progress: Path, timesteps: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return wall time at each of ``timesteps``, interpolated between the rows of Stable-Baselines3's ``progress.csv``.
+
+    :param progress: the file, which need not be there
+    :param timesteps: environment steps, (E,)
+    :return: seconds since training began, (E,); NaN where they are not known
+    :raises ConfigError: the file is damaged
+    """
     if not progress.is_file() or not len(timesteps):
         return np.full(len(timesteps), np.nan)
-    with progress.open(newline="", encoding="utf-8") as file:
-        rows = [(row.get("time/total_timesteps"), row.get("time/time_elapsed")) for row in csv.DictReader(file)]
-    known = [(float(step), float(second)) for step, second in rows if step and second]
+    try:
+        with progress.open(newline="", encoding="utf-8") as file:
+            rows = [(row.get("time/total_timesteps"), row.get("time/time_elapsed")) for row in csv.DictReader(file)]
+        known = [(float(step), float(second)) for step, second in rows if step and second]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{progress}: no log of a training run ({error})") from error
     if not known:
         return np.full(len(timesteps), np.nan)
     steps, seconds = np.array([(0.0, 0.0), *known]).T
@@ -112,6 +156,9 @@ def _table(path: Path) -> list[list[float]]:
             first, *rows = csv.reader(file)
         if ",".join(first) != header or any(len(row) != len(first) for row in rows):
             raise ValueError(f"expected rows of {header}")
-        return [[float(value) if value else np.nan for value in row] for row in rows]
+        table = [[float(value) if value else np.nan for value in row] for row in rows]
+        if not np.isfinite([row[:2] for row in table]).all():
+            raise ValueError(f"{' and '.join(first[:2])} must be numbers")
+        return table
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: no results ({error})") from error
