@@ -86,8 +86,9 @@ actions, _ = agent.predict(observations, deterministic=True)
 model = agent.model()  # goes on learning; Adam's moments are not kept and begin anew
 ```
 
-`spinup zoo train {entry.algo} {entry.env} --seeds {len(results)}` trains all seeds again, with the arguments in [config.yml](config.yml);
-`spinup zoo verify {entry.algo} {entry.env}` plays this agent again. [evaluation.json](evaluation.json) has every episode.
+`spinup zoo train {entry.algo} {entry.env} --seeds {len(results)}` trains all seeds again, with the arguments in
+[config.yml](config.yml); `spinup zoo verify {entry.algo} {entry.env}` plays this agent again.
+[evaluation.json](evaluation.json) has every episode.
 
 Limits: it is made for {entry.env} as Gymnasium makes it, under these versions; other versions of the environment or of the
 physics can pay it less. What it does off the states that it has seen is not known.

@@ -8,7 +8,7 @@ from scipy import stats
 
 from spinup_plugins.errors import SpinupError
 from spinup_plugins.runs.agent import load_agent
-from spinup_plugins.runs.evaluation import derived_seed, evaluate
+from spinup_plugins.runs.evaluation import COPIES, derived_seed, evaluate
 from spinup_plugins.runs.statistics import Summary, summarise
 from spinup_plugins.zoo.catalog import Entry
 
@@ -46,20 +46,20 @@ def verify(entries: Iterable[Entry], *, episodes: int = 100, seed: int = 0) -> I
     """
     examined = list(entries)
     for entry in examined:
-        try:
-            yield _verdict(entry, episodes, seed, SIGNIFICANCE / len(examined))
-        except SpinupError as error:
-            yield Verdict(entry, None, None, np.nan, str(error))
+        yield _verdict(entry, episodes, seed, SIGNIFICANCE / len(examined))
 
 
 def _verdict(entry: Entry, episodes: int, seed: int, level: float) -> Verdict:
-    agent = load_agent(entry.algo, entry.env)
-    published = [float(value) for value in agent.scores["returns"]]
-    env = agent.env(n_envs=4)
     try:
-        played = evaluate(agent, env, episodes, seed=derived_seed(seed, "selection")).returns
-    finally:
-        env.close()
-    p_value = 1.0 if set(published) == set(played) else float(stats.mannwhitneyu(published, played).pvalue)
+        agent = load_agent(entry.algo, entry.env)
+        published = [float(value) for value in agent.scores["returns"]]
+        env = agent.env(n_envs=COPIES)
+        try:
+            played = evaluate(agent, env, episodes, seed=derived_seed(seed, "selection")).returns
+        finally:
+            env.close()
+    except SpinupError as error:
+        return Verdict(entry, None, None, np.nan, str(error))
+    p_value = 1.0 if {*published} == {*played} else float(stats.mannwhitneyu(published, played).pvalue)
     fault = "" if p_value >= level else f"plays otherwise than published: p = {p_value:.2g}, below {level:.2g}"
     return Verdict(entry, summarise(published), summarise(played), p_value, fault)
