@@ -262,6 +262,9 @@ def _environment(model: BaseAlgorithm) -> Environment | None:
     if not isinstance(spec, gym.envs.registration.EnvSpec):
         return None
     kwargs = {key: each for key, each in spec.kwargs.items() if key != "render_mode"}
+    for key, each in kwargs.items():
+        if callable(each):
+            raise ConfigError(f"its environment was given {key}={each!r}, which is no plain data: pass env=")
     registered = gym.registry.get(spec.id)
     if registered is not None and registered.max_episode_steps != spec.max_episode_steps:
         kwargs["max_episode_steps"] = spec.max_episode_steps
@@ -432,7 +435,7 @@ def _built(manifest: Manifest, tensors: Tensors, device: th.device | str) -> Bas
     cls = spec.load()
     observation_space, action_space = unpack_space(manifest.observation_space), unpack_space(manifest.action_space)
     if type(action_space).__name__ not in spec.action_spaces:
-        raise ValueError(f"{spec.name} cannot act on {action_space}")
+        raise ModelFileError(f"{spec.name} cannot act on {action_space}")
     arguments = _resolved(manifest, cls, action_space)
     small: dict[str, Any] = {"seed": None}
     if issubclass(cls, OffPolicyAlgorithm):
@@ -450,8 +453,10 @@ def _built(manifest: Manifest, tensors: Tensors, device: th.device | str) -> Bas
         setattr(model, name, arguments[name])
     model.seed = manifest.seed
     if _actions(model) != manifest.actions:
-        raise ValueError(f"the policy's actions are not {manifest.actions} but {_actions(model)}")
-    _check_tensors(model, tensors)
+        raise ModelFileError(f"the policy's actions are not {manifest.actions} but {_actions(model)}")
+    normalized = manifest.normalization is not None
+    own = {name: each for name, each in tensors.items() if not (normalized and name.startswith("normalization/"))}
+    _check_tensors(model, own)
     _fill(model, manifest, tensors)
     for name, noise in _noises(model).items():
         for key in ("exploration_mat", "exploration_matrices"):
@@ -463,9 +468,9 @@ def _built(manifest: Manifest, tensors: Tensors, device: th.device | str) -> Bas
 def _resolved(manifest: Manifest, cls: type[BaseAlgorithm], action_space: spaces.Space[Any]) -> dict[str, Any]:
     for name in manifest.arguments:
         if name in _ELSEWHERE | _OF_THE_SESSION:
-            raise ValueError(f"an agent file does not set {name!r}")
+            raise ModelFileError(f"an agent file does not set {name!r}")
     if manifest.policy not in cls.policy_aliases:
-        raise ValueError(f"{cls.__name__} has no policy {manifest.policy!r}{nearest(manifest.policy, cls.policy_aliases)}")
+        raise ModelFileError(f"{cls.__name__} has no policy {manifest.policy!r}{nearest(manifest.policy, cls.policy_aliases)}")
     _refuse_paths(manifest.arguments, "")
     arguments = {**manifest.arguments, "policy": manifest.policy}
     if arguments.get("engine") == "native" and native() is None:
@@ -483,7 +488,7 @@ def _no_more_parameters_than(tensors: Tensors) -> Iterator[None]:
         nonlocal count, elements
         count, elements = count + 1, elements + (0 if parameter is None else parameter.numel())
         if count > 2 * len(policy) + 16 or elements > 2 * sum(each.size for each in policy):
-            raise ValueError("the policy is larger than its weights")
+            raise ModelFileError("the policy is larger than its weights")
 
     hook = register_module_parameter_registration_hook(check)
     try:
@@ -495,22 +500,21 @@ def _no_more_parameters_than(tensors: Tensors) -> Iterator[None]:
 def _check_tensors(model: BaseAlgorithm, tensors: Tensors) -> None:
     """Compare all tensors with those of a model that was just built; an optimiser may have state for some parameters only."""
     required, optional = _layout(model)
-    found = {name: each for name, each in tensors.items() if not name.startswith("normalization/")}
-    for name in required.keys() - found.keys():
-        raise ValueError(f"the tensor {name!r} is missing")
+    for name in required.keys() - tensors.keys():
+        raise ModelFileError(f"the tensor {name!r} is missing")
     known = {**required, **{name: layout for entries in optional for name, layout in entries.items()}}
-    for name, value in found.items():
+    for name, value in tensors.items():
         if name not in known:
-            raise ValueError(f"the policy has no tensor {name!r}{nearest(name, known)}")
+            raise ModelFileError(f"the policy has no tensor {name!r}{nearest(name, known)}")
         dtype, shape = known[name]
         fits = value.shape == shape if not name.endswith("/exploration_matrices") else value.shape[1:] == shape[1:]
         if value.dtype != dtype or not fits:
-            raise ValueError(f"the tensor {name!r} is {value.dtype} {value.shape}, not {dtype} {shape}")
+            raise ModelFileError(f"the tensor {name!r} is {value.dtype} {value.shape}, not {dtype} {shape}")
         if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ValueError(f"the tensor {name!r} has numbers that are not finite")
+            raise ModelFileError(f"the tensor {name!r} has numbers that are not finite")
     for entries in optional:
-        if 0 < len(entries.keys() & found.keys()) < len(entries):
-            raise ValueError(f"the tensor {min(entries.keys() - found.keys())!r} is missing")
+        if 0 < len(entries.keys() & tensors.keys()) < len(entries):
+            raise ModelFileError(f"the tensor {min(entries.keys() - tensors.keys())!r} is missing")
 
 
 def _layout(model: BaseAlgorithm) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -553,14 +557,14 @@ def _fill(model: BaseAlgorithm, manifest: Manifest, tensors: Tensors) -> None:
         groups = [{**group, "lr": rate} for group, rate in zip(groups, rates, strict=True)]
         parameters[name] = {"state": state, "param_groups": groups}
     if manifest.learning_rates.keys() != _optimizer_groups(model).keys():
-        raise ValueError("there are learning rates of other optimisers")
+        raise ModelFileError("there are learning rates of other optimisers")
     model.set_parameters(parameters, exact_match=True, device=model.device)
     for name in model._get_torch_save_params()[1]:
         recursive_setattr(model, f"{name}.data", _tensor(tensors[f"variable/{name}"]).to(model.device))
     known = _counters(model)
     for name, number in manifest.counters.items():
         if name not in known:
-            raise ValueError(f"{type(model).__name__} does not count {name!r}{nearest(name, known)}")
+            raise ModelFileError(f"{type(model).__name__} does not count {name!r}{nearest(name, known)}")
         setattr(model, name, number)
 
 
@@ -677,8 +681,7 @@ class Agent:
         cls = registry.get_class(self.card.algorithm)
         changed = schema.resolve(cls, arguments, action_space=self.action_space)
         values = {**_resolved(self.card, cls, self.action_space), "seed": self.card.seed, "device": device, **changed}
-        named = env is None or isinstance(env, str)
-        venv = self._make(env or self._env, None, playing=False) if named else as_vec_env(env)
+        venv = self._make(env or self._env, None, playing=False) if env is None or isinstance(env, str) else as_vec_env(env)
         if self.card.normalization is not None and unwrap_vec_normalize(venv) is None:
             venv = self._normalized(venv, VecNormalize)
         model = cls(env=self._checked(venv), **values)
@@ -724,13 +727,16 @@ class Agent:
 
     def _normalized(self, venv: VecEnv, wrap: type[VecNormalize]) -> VecNormalize:
         assert self.card.normalization is not None, "asked by the callers"
-        if unpack_space(self.card.normalization.observation_space) != venv.observation_space:
+        expected = unpack_space(self.card.normalization.observation_space)
+        if venv.observation_space != expected:
             venv = self._model._wrap_env(venv)  # images may have been normalised after they were transposed
         try:
             return unpack_normalization(self.card.normalization, self._tensors, self.action_space, venv, wrap)
         except (ValueError, KeyError) as error:
             venv.close()
-            raise ConfigError(f"the environment is not one for this agent: {one_line(error)}") from error
+            raise ConfigError(
+                f"the environment is not one for this agent: its observations are {venv.observation_space}, not {expected}"
+            ) from error
 
     def _checked(self, venv: VecEnv) -> VecEnv:
         try:

@@ -154,6 +154,8 @@ def load_run(
     """
     path = Path(path)
     if path.suffix == SUFFIX:
+        if best:
+            raise ConfigError(f"'{path}' is an agent file, of one model: --best is for run folders")
         return _load_agent(path, algo, env, render)
     if path.suffix == ".zip":
         folder, file = path.parent, path

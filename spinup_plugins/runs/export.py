@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.runs.agent import SUFFIX, Agent, load_agent, save_agent
-from spinup_plugins.runs.config import load
+from spinup_plugins.runs.config import RunConfig, file_layer, load
 from spinup_plugins.runs.evaluation import load_run
 from spinup_plugins.runs.files import BEST, CONFIG, EVALUATION, MODEL, statistics_file
 from spinup_plugins.runs.manifest import Environment
@@ -57,13 +57,19 @@ def export(
             loaded.model,
             target,
             env=None if in_run and env is None else Environment(id=loaded.config.env),
-            config=load(folder / CONFIG) if in_run else None,
+            config=_config(folder / CONFIG) if in_run else None,
             normalization=normalization,
             scores=scores,
         )
     finally:
         loaded.env.close()
     return target, load_agent(target, device="cpu")
+
+
+def _config(file: Path) -> RunConfig:
+    """Read a run's configuration with what it recorded of its origin."""
+    written = file_layer(file).values
+    return load(file).model_copy(update={key: written[key] for key in ("command", "versions") if key in written})
 
 
 def _target(output: str | Path | None, own: Path) -> Path:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from spinup_plugins.errors import ConfigError
+from spinup_plugins.errors import ConfigError, ModelFileError
 from spinup_plugins.runs.archive import Tensors
 
 __all__ = [
@@ -111,31 +111,31 @@ def unpack_space(data: Space) -> spaces.Space[Any]:
     """Return the space that :func:`pack_space` was given.
 
     :param data: its plain form
-    :raises ValueError: the parts do not fit together, or there are too many of them
+    :raises ModelFileError: the parts do not fit together, or there are too many of them
     """
     if isinstance(data, _Dict):
         found: dict[str, spaces.Space[Any]] = {}
         for key, each in data.items:
             if not isinstance(key, str) or isinstance(each, str) or key in found:
-                raise ValueError("the items of a Dict space are pairs of a key of its own and a space")
+                raise ModelFileError("the items of a Dict space are pairs of a key of its own and a space")
             found[key] = unpack_space(each)
         if sum(prod(each.shape or ()) for each in found.values()) > ELEMENTS:
-            raise ValueError(f"a space has more than {ELEMENTS} elements")
+            raise ModelFileError(f"a space has more than {ELEMENTS} elements")
         return spaces.Dict(list(found.items()))
     if isinstance(data, _Discrete):
         dtype = {} if data.dtype == "int64" else {"dtype": data.dtype}
         return spaces.Discrete(data.n, start=data.start, **dtype)  # type: ignore[call-overload,no-any-return]
     if isinstance(data, _MultiDiscrete):
         nvec, start = (np.array(each, dtype=data.dtype) for each in (data.nvec, data.start))
-        if nvec.shape != start.shape or nvec.size == 0 or int(nvec.sum()) > ELEMENTS or nvec.min() < 1:
-            raise ValueError("the numbers of choices are not valid")
-        return spaces.MultiDiscrete(nvec, dtype=data.dtype, start=start)  # type: ignore[arg-type]
+        if nvec.shape != start.shape or nvec.size == 0 or sum(map(int, nvec.ravel())) > ELEMENTS or nvec.min() < 1:
+            raise ModelFileError("the numbers of choices are not valid")
+        return spaces.MultiDiscrete(nvec, dtype=data.dtype, start=start)
     if isinstance(data, _MultiBinary):
         if prod(data.n if isinstance(data.n, list) else [data.n]) > ELEMENTS:
-            raise ValueError(f"a space has more than {ELEMENTS} elements")
+            raise ModelFileError(f"a space has more than {ELEMENTS} elements")
         return spaces.MultiBinary(data.n)
     if prod(data.shape) > ELEMENTS:
-        raise ValueError(f"a space has more than {ELEMENTS} elements")
+        raise ModelFileError(f"a space has more than {ELEMENTS} elements")
     low, high = (_array(each, data) for each in (data.low, data.high))
     return spaces.Box(low, high, dtype=np.dtype(data.dtype).type)
 
@@ -215,7 +215,7 @@ def unpack_normalization(
     :param action_space: of the agent
     :param venv: environments to wrap; None wraps one that cannot be stepped
     :param wrap: class of the result
-    :raises ValueError: statistics are missing, not numbers, or of another shape than the observations
+    :raises ModelFileError: statistics are missing, not numbers, or of another shape than the observations
     """
     if venv is None:
         space = unpack_space(data.observation_space)
@@ -227,24 +227,22 @@ def unpack_normalization(
             full = f"{_STATISTICS}{name}/{part}"
             value, shape = tensors.get(full), np.shape(getattr(each, part))
             if value is None or value.dtype != np.float64 or value.shape != shape or not np.isfinite(value).all():
-                raise ValueError(f"the statistics {full} are missing or not valid")
+                raise ModelFileError(f"the statistics {full} are missing or not valid")
             if part != "mean" and value.size and value.min() < 0:
-                raise ValueError(f"the statistics {full} are negative")
+                raise ModelFileError(f"the statistics {full} are negative")
             setattr(each, part, float(value) if part == "count" else value.copy() if shape else value[()])
             names.discard(full)
     if names:
-        raise ValueError(f"there is nothing to normalise by {min(names)}")
+        raise ModelFileError(f"there is nothing to normalise by {min(names)}")
     return wrapper
 
 
 def _running(wrapper: VecNormalize) -> dict[str, RunningMeanStd]:
     """Statistics by name: ``return``, and ``observation`` or ``observation/<key>``."""
-    found = {"return": wrapper.ret_rms}
-    if wrapper.norm_obs and isinstance(wrapper.obs_rms, dict):
-        found |= {f"observation/{key}": each for key, each in wrapper.obs_rms.items()}
-    elif wrapper.norm_obs:
-        found["observation"] = wrapper.obs_rms
-    return found
+    of_observations: Any = wrapper.obs_rms if wrapper.norm_obs else {}
+    if not isinstance(of_observations, dict):
+        return {"return": wrapper.ret_rms, "observation": of_observations}
+    return {"return": wrapper.ret_rms, **{f"observation/{key}": each for key, each in of_observations.items()}}
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
