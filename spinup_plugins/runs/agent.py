@@ -499,10 +499,15 @@ def _no_more_parameters_than(tensors: Tensors) -> Iterator[None]:
 
 def _check_tensors(model: BaseAlgorithm, tensors: Tensors) -> None:
     """Compare all tensors with those of a model that was just built; an optimiser may have state for some parameters only."""
-    required, optional = _layout(model)
-    for name in required.keys() - tensors.keys():
+    known = {name: (each.dtype, each.shape) for name, each in _tensors(model).items()}
+    for name in known.keys() - tensors.keys():
         raise ModelFileError(f"the tensor {name!r} is missing")
-    known = {**required, **{name: layout for entries in optional for name, layout in entries.items()}}
+    for holder, optimizer in _holders(model).items():
+        for index, layout in enumerate(_state_layout(optimizer)):
+            state = {f"{holder}/{index}/{key}": each for key, each in layout.items()}
+            known |= state
+            if 0 < len(state.keys() & tensors.keys()) < len(state):
+                raise ModelFileError(f"the tensor {min(state.keys() - tensors.keys())!r} is missing")
     for name, value in tensors.items():
         if name not in known:
             raise ModelFileError(f"the policy has no tensor {name!r}{nearest(name, known)}")
@@ -512,31 +517,22 @@ def _check_tensors(model: BaseAlgorithm, tensors: Tensors) -> None:
             raise ModelFileError(f"the tensor {name!r} is {value.dtype} {value.shape}, not {dtype} {shape}")
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise ModelFileError(f"the tensor {name!r} has numbers that are not finite")
-    for entries in optional:
-        if 0 < len(entries.keys() & tensors.keys()) < len(entries):
-            raise ModelFileError(f"the tensor {min(entries.keys() - tensors.keys())!r} is missing")
 
 
-def _layout(model: BaseAlgorithm) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return dtype and shape of every tensor by name; apart, those that an optimiser has of each parameter once it stepped."""
-    required = {name: (each.dtype, each.shape) for name, each in _tensors(model).items()}
-    optional = []
-    for name, optimizer in _holders(model).items():
-        if not isinstance(optimizer, th.optim.Optimizer):
-            continue
-        index = 0
-        for group in optimizer.param_groups:
-            probe = th.nn.Parameter(th.zeros(2, 3))
-            probe.grad = th.zeros(2, 3)
-            stepped: Any = copy.copy(optimizer)
-            stepped.param_groups, stepped.state = [{**group, "params": [probe]}], {probe: {}}
-            stepped.step()
-            state = {key: _array(each) for key, each in stepped.state[probe].items() if each is not None}
-            for parameter in group["params"]:
-                shapes = {key: tuple(parameter.shape) if each.shape == (2, 3) else each.shape for key, each in state.items()}
-                optional.append({f"{name}/{index}/{key}": (each.dtype, shapes[key]) for key, each in state.items()})
-                index += 1
-    return required, optional
+def _state_layout(optimizer: Any) -> list[dict[str, tuple[Any, tuple[int, ...]]]]:
+    """Return dtype and shape of what an optimiser keeps of each parameter once it stepped; nothing for a network."""
+    layouts = []
+    for group in optimizer.param_groups if isinstance(optimizer, th.optim.Optimizer) else ():
+        probe = th.nn.Parameter(th.zeros(2, 3))
+        probe.grad = th.zeros(2, 3)
+        stepped: Any = copy.copy(optimizer)
+        stepped.param_groups, stepped.state = [{**group, "params": [probe]}], {probe: {}}
+        stepped.step()
+        state = {key: _array(each) for key, each in stepped.state[probe].items() if each is not None}
+        for parameter in group["params"]:
+            shape = tuple(parameter.shape)
+            layouts.append({key: (each.dtype, shape if each.shape == (2, 3) else each.shape) for key, each in state.items()})
+    return layouts
 
 
 def _fill(model: BaseAlgorithm, manifest: Manifest, tensors: Tensors) -> None:
@@ -548,11 +544,10 @@ def _fill(model: BaseAlgorithm, manifest: Manifest, tensors: Tensors) -> None:
             continue
         rates = manifest.learning_rates.get(name, [])
         state: dict[int, dict[str, Any]] = {}
-        for full, value in tensors.items():
-            if full.startswith(f"{name}/"):
-                index, key = full.removeprefix(f"{name}/").split("/")
-                plain = value.ndim == 0 and value.dtype == np.int64  # which torch's own optimisers have no tensor of
-                state.setdefault(int(index), {})[key] = int(value) if plain else _tensor(value)
+        for index, layout in enumerate(_state_layout(holder)):
+            full = {key: f"{name}/{index}/{key}" for key in layout}
+            if full and set(full.values()) <= tensors.keys():
+                state[index] = {key: _counted(tensors[each]) for key, each in full.items()}
         groups = holder.state_dict()["param_groups"]
         groups = [{**group, "lr": rate} for group, rate in zip(groups, rates, strict=True)]
         parameters[name] = {"state": state, "param_groups": groups}
@@ -571,6 +566,11 @@ def _fill(model: BaseAlgorithm, manifest: Manifest, tensors: Tensors) -> None:
 def _array(value: Any) -> np.ndarray[Any, Any]:
     """Copy a tensor, or a plain number, which an optimiser's count of steps may be."""
     return value.detach().cpu().numpy().copy() if isinstance(value, th.Tensor) else np.array(value)
+
+
+def _counted(array: np.ndarray[Any, Any]) -> th.Tensor | int:
+    """Return a tensor, or the plain number that some optimisers count steps by, where torch's own have a float tensor."""
+    return int(array) if array.ndim == 0 and array.dtype == np.int64 else _tensor(array)
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> th.Tensor:
