@@ -522,7 +522,7 @@ class Unnamed(gym.Wrapper[Any, Any, Any, Any]):
         (lambda: build(PPO, policy=Custom), r"the algorithm's own policies \(MlpPolicy, CnnPolicy, .*\), not Custom"),
         (lambda: build(Ours), "Ours is not a registered algorithm"),
         (lambda: build(PPO, policy_kwargs={"activation_fn": th.nn.Hardtanh}), "policy_kwargs.activation_fn=.*no import paths"),
-        (lambda: build(PPO, policy_kwargs={"features_extractor_class": Flat}), "no import paths, only the classes elu"),
+        (lambda: build(PPO, policy_kwargs={"features_extractor_class": Flat}), "no import paths, .*classes go by elu"),
         (lambda: build(PPO, learning_rate=lambda progress: progress), "learning_rate=.* cannot be written to a file"),
         (lambda: build(PPO, env=VecFrameStack(DummyVecEnv([toy]), 2)), "in VecFrameStack, which has no name: pass env="),
         (lambda: build(PPO, env=DummyVecEnv([lambda: Unnamed(gym.make("Pendulum-v1"))])), "Unnamed, which has no name"),
@@ -559,7 +559,9 @@ def test_other_faults_of_a_model_are_found_when_it_is_saved(tmp_path: Path) -> N
             save_agent(learnt(PPO), path, env=environment)
     with pytest.raises(ConfigError, match="a number is NaN"):
         save_agent(learnt(PPO), path, scores={"mean": float("nan")})
-    assert not path.exists()
+    with pytest.raises(ConfigError, match=r"agent.zip': the name of an agent file ends in '.spinup'"):
+        save_agent(learnt(PPO), tmp_path / "agent.zip")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -657,10 +659,14 @@ def test_foreign_files_are_refused(refuse: Any, tmp_path: Path) -> None:
         load_agent(tmp_path)
 
 
-def test_a_file_that_is_too_large_is_not_read(refuse: Any, good: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agents, "LIMIT", 100)
-    monkeypatch.setattr(Path, "read_bytes", None)
+def test_no_more_than_the_largest_file_is_read(refuse: Any, good: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (agents, archive):
+        monkeypatch.setattr(module, "LIMIT", 100)
     assert refuse(good) == "it is larger than 100 bytes"
+    with pytest.raises(ModelFileError, match="it is larger than 100 bytes"):
+        load_agent("/dev/zero")
+    with pytest.raises(ValueError, match="more than an archive may hold"):
+        pack({}, {"a": np.zeros(99)})
 
 
 def members(raw: bytes) -> list[tuple[str, bytes]]:
@@ -826,6 +832,7 @@ def edited(good: bytes, path: str, value: Any) -> bytes:
         ("environment.wrappers", [{"delay_action": {"dely": 1}}], "DelayAction has no argument 'dely'"),
         ("environment.wrappers", [{}], "wrapper '' is not one"),
         ("environment.wrappers", [{"record_trajectories": {"folder": "/"}}], "is not one that an agent file can name"),
+        ("environment.kwargs", {"render": [{"a": "this:s"}]}, "env_kwargs.render.a='this:s'"),
         ("environment.n_envs", 2**40, "environment.n_envs: Input should be less"),
         ("environment.vec_env", "subproc", "environment.vec_env: Input should be 'dummy' or 'envpool'"),
         ("normalization", None, "the policy has no tensor 'normalization/"),
@@ -879,6 +886,9 @@ def test_a_file_takes_no_memory_but_for_its_weights(refuse: Any, tmp_path: Path)
     agent = load_agent(tmp_path / "huge.spinup")
     check_actions(model, agent, samples(VECTOR, 2))
     assert agent._model.buffer_size == 10**15
+    with pytest.raises(ConfigError, match="cannot build sac: "):
+        agent.model(toy())
+    assert agent.model(toy(), buffer_size=100).buffer_size == 100
     data, tensors, _ = unpack(raw)
     data["arguments"]["policy_kwargs"]["n_critics"] = 10**9
     assert refuse(pack(data, tensors)) == "the policy is larger than its weights"

@@ -121,6 +121,8 @@ def save_agent(
     """
     path = Path(path)
     path = path if path.suffix else path.with_suffix(SUFFIX)
+    if path.suffix != SUFFIX:
+        raise ConfigError(f"cannot save '{path}': the name of an agent file ends in {SUFFIX!r}")
     try:
         data, tensors = _described(model, env, config, normalization, dict(scores or {}))
         raw = pack(data, tensors)
@@ -217,7 +219,9 @@ def _refuse_paths(data: Any, place: str) -> None:
     """Raise :class:`ConfigError` for a text that could name something to import."""
     if isinstance(data, str) and ":" in data:
         short = [name for each in schema.CLASSES.values() for name in each]
-        raise ConfigError(f"{place}={data!r}: an agent file has no import paths, only the classes {', '.join(short)}")
+        raise ConfigError(
+            f"{place}={data!r}: an agent file has no import paths, and hence no colons; classes go by {', '.join(short)}"
+        )
     items = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list) else ()
     for key, each in items:
         _refuse_paths(each, f"{place}.{key}".lstrip(".") if isinstance(key, str) else place)
@@ -293,12 +297,13 @@ def _wrapper_name(item: str | Mapping[str, Any]) -> str:
 
 
 def _check_environment(environment: Environment) -> None:
-    """Raise :class:`SpinupError` for wrappers that are not ours and Gymnasium's, or not as they want to be called."""
+    """Raise :class:`SpinupError` for wrappers that are not ours or Gymnasium's, and for arguments that they do not have."""
     for item in environment.wrappers:
         name = _wrapper_name(item)
         if name not in WRAPPERS or name in _RECORDERS:
             raise ConfigError(f"wrapper {name!r} is not one that an agent file can name: pass env={nearest(name, WRAPPERS)}")
         _refuse_paths(item, "wrappers")
+    _refuse_paths(environment.kwargs, "env_kwargs")
     resolve_wrappers(environment.wrappers)
 
 
@@ -332,7 +337,8 @@ def _first_names(module: th.nn.Module) -> dict[str, str]:
 
 def _noises(model: BaseAlgorithm) -> dict[str, StateDependentNoiseDistribution]:
     """GSDE's distributions by name: their exploration matrices act, too, and are no parameters."""
-    found = {name: getattr(each, "action_dist", None) for name, each in model.policy.named_modules()}
+    policy = getattr(model.policy, "_orig_mod", model.policy)
+    found = {name: getattr(each, "action_dist", None) for name, each in policy.named_modules()}
     return {f"noise/{name}": each for name, each in found.items() if isinstance(each, StateDependentNoiseDistribution)}
 
 
@@ -382,14 +388,12 @@ def load_agent(source: str | Path, env: str | None = None, *, device: th.device 
             )
         path, env = _published(source, env), None
     try:
-        size = path.stat().st_size
-        raw = path.read_bytes() if size <= LIMIT else b""
+        with path.open("rb") as file:
+            raw = file.read(LIMIT + 1)
     except FileNotFoundError as error:
         raise ModelFileMissingError(f"cannot load '{path}': no such file") from error
     except OSError as error:
         raise ModelFileError(f"cannot load '{path}': {error.strerror or error}") from error
-    if size > LIMIT:
-        raise ModelFileError(f"cannot load '{path}': it is larger than {LIMIT:,} bytes")
     try:
         return _opened(raw, device, env)
     except ModelFileError as error:
@@ -684,7 +688,11 @@ class Agent:
         venv = self._make(env or self._env, None, playing=False) if env is None or isinstance(env, str) else as_vec_env(env)
         if self.card.normalization is not None and unwrap_vec_normalize(venv) is None:
             venv = self._normalized(venv, VecNormalize)
-        model = cls(env=self._checked(venv), **values)
+        venv = self._checked(venv)
+        try:
+            model = cls(env=venv, **values)
+        except (AssertionError, TypeError, ValueError, RuntimeError, MemoryError) as error:
+            raise ConfigError(f"cannot build {self.card.algorithm}: {one_line(error)}") from error
         _fill(model, self.card, self._tensors)
         if model.use_sde:
             model.policy.reset_noise()  # type: ignore[operator]

@@ -48,11 +48,11 @@ def pack(data: Mapping[str, Any], tensors: Tensors) -> bytes:
     :raises ValueError: a number is NaN or longer than 64 bits, nesting is too deep, or the archive would exceed its limits
     """
     members = [_dumped(data), safetensors.save({name: np.asarray(each, order="C") for name, each in tensors.items()})]
-    archive = _zipped([*members, _digest(members)])
-    if len(archive) > LIMIT or len(members[0]) > JSON_LIMIT:
-        raise ValueError(f"{len(archive):,} bytes, of which {len(members[0]):,} JSON, are more than an archive may hold")
+    size = sum(map(len, members)) + 1000  # for what is around them
+    if size > LIMIT or len(members[0]) > JSON_LIMIT:
+        raise ValueError(f"{size:,} bytes, of which {len(members[0]):,} JSON, are more than an archive may hold")
     _parsed(members[0])
-    return archive
+    return _zipped([*members, _digest(members)])
 
 
 def unpack(raw: bytes) -> tuple[dict[str, Any], Tensors, str]:
