@@ -338,6 +338,38 @@ def test_images_are_transposed_as_in_training(tmp_path: Path) -> None:
     assert agent.model(toy(IMAGE)).observation_space.shape == (1, 36, 36)
 
 
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        (
+            lambda: gym.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point"),
+            Environment(id="CartPole-v1", n_envs=2),
+        ),
+        (lambda: gym.make("CartPole-v1", 7), Environment(id="CartPole-v1", kwargs={"max_episode_steps": 7})),
+        (
+            lambda: gym.make("CartPole-v1", sutton_barto_reward=True, render_mode="rgb_array"),
+            Environment(id="CartPole-v1", kwargs={"sutton_barto_reward": True}),
+        ),
+        (
+            lambda: gym.wrappers.TimeAwareObservation(gym.make("CartPole-v1")),
+            Environment(
+                id="CartPole-v1",
+                wrappers=[{"time_aware_observation": {"dict_time_key": "time", "flatten": True, "normalize_time": False}}],
+            ),
+        ),
+        (toy, None),
+    ],
+    ids=["vector", "time limit", "arguments", "wrapper", "unregistered"],
+)
+def test_a_models_own_environment_tells_what_it_is(env: Any, expected: Any, tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", env(), n_steps=16, batch_size=16, policy_kwargs={"net_arch": [8]})
+    save_agent(model, tmp_path / "agent")
+    agent = load_agent(tmp_path / "agent.spinup")
+    assert agent.card.environment == expected
+    if expected is not None:
+        assert agent.env().observation_space == model.observation_space
+
+
 def test_what_writes_files_is_left_out(tmp_path: Path) -> None:
     record = {"record_trajectories": {"folder": str(tmp_path / "trajectories")}}
     model = pendulum(wrappers=[record, {"delay_action": {"delay": 1}}])
@@ -896,6 +928,12 @@ def test_a_file_takes_no_memory_but_for_its_weights(refuse: Any, tmp_path: Path)
     save_agent(ppo, tmp_path / "ppo")
     (tmp_path / "ppo.spinup").write_bytes(edited((tmp_path / "ppo.spinup").read_bytes(), "arguments.n_steps", 10**15))
     check_actions(ppo, load_agent(tmp_path / "ppo.spinup"), samples(VECTOR, 2))
+
+
+def test_a_tier_that_is_not_built_here_is_no_obstacle(good: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents, "native", lambda: None)
+    assert vars(agents._opened(edited(good, "arguments.engine", "native"), "cpu")._model)["engine"] == "auto"
+    assert vars(agents._opened(edited(good, "arguments.engine", "numpy"), "cpu")._model)["engine"] == "numpy"
 
 
 def test_a_file_imports_nothing(good: bytes, tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ _OF_THE_SESSION = {"compile", "device", "n_threads", "tensorboard_log", "verbose
 """Constructor arguments that are the machine's or the user's; ``compile`` could choose a compiler to start."""
 _RECORDERS = {"record_trajectories"}
 """Wrappers that write files; they belong to a run, and a file must not choose what is written where."""
+_OF_GYMNASIUM = {"render_mode", "num_envs", "vectorization_mode", "vector_kwargs"}
+"""Arguments of ``gymnasium.make`` and ``make_vec`` that an agent does not depend on."""
 _PASSED_ON = (VecTransposeImage, VecNormalize, VecMonitor, VecCheckNan)
 """Wrappers of vec-envs that are made again or leave observations and ends as they are."""
 
@@ -265,13 +267,14 @@ def _environment(model: BaseAlgorithm) -> Environment | None:
         spec = None
     if not isinstance(spec, gym.envs.registration.EnvSpec):
         return None
-    kwargs = {key: each for key, each in spec.kwargs.items() if key != "render_mode"}
+    kwargs = {key: each for key, each in spec.kwargs.items() if key not in _OF_GYMNASIUM}
     for key, each in kwargs.items():
         if callable(each):
             raise ConfigError(f"its environment was given {key}={each!r}, which is no plain data: pass env=")
     registered = gym.registry.get(spec.id)
-    if registered is not None and registered.max_episode_steps != spec.max_episode_steps:
-        kwargs["max_episode_steps"] = spec.max_episode_steps
+    limit = kwargs.pop("max_episode_steps", spec.max_episode_steps)  # vector environments have it there
+    if registered is not None and registered.max_episode_steps != limit:
+        kwargs["max_episode_steps"] = limit
     wrappers = [_named_wrapper(each) for each in spec.additional_wrappers if each.entry_point != _entry_point(Monitor)]
     wrappers = [each for each in wrappers if _wrapper_name(each) not in _RECORDERS]
     return Environment(id=spec.id, kwargs=schema.jsonable(kwargs), wrappers=wrappers, n_envs=n_envs)
