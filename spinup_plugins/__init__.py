@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spinup_plugins.algorithms.trpo import TRPO
     from spinup_plugins.algorithms.vpg import VPG
     from spinup_plugins.registry import AlgorithmSpec, algorithms, make, register
+    from spinup_plugins.runs.agent import load_agent, save_agent
 
 try:
     __version__ = version("spinup-plugins")
@@ -30,8 +31,10 @@ _HOMES = {
     "TD3": "algorithms.td3",
     "SAC": "algorithms.sac",
     "AlgorithmSpec": "registry",
+    "load_agent": "runs.agent",
     "make": "registry",
     "register": "registry",
+    "save_agent": "runs.agent",
 }
 
 __all__ = [
@@ -44,8 +47,10 @@ __all__ = [
     "AlgorithmSpec",
     "__version__",
     "algorithms",
+    "load_agent",
     "make",
     "register",
+    "save_agent",
 ]
 
 

@@ -12,7 +12,9 @@ __all__ = ["command"]
 
 
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a model's .zip.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder, a model's .zip, or an agent file.", show_default=False)
+    ],
     episodes: Annotated[int, typer.Option("-n", "--episodes", help="Number of episodes.")] = 100,
     stochastic: Annotated[
         bool, typer.Option("--stochastic", help="Sample actions. Default: off, take the policy's most likely one.")
@@ -36,7 +38,7 @@ def command(
     """Evaluate a trained model.
 
     Undiscounted return of whole episodes: mean, standard deviation, and interquartile mean (IQM) with a 95 % interval.
-    Models are unpickled: evaluate only those you trust.
+    Zips are unpickled: evaluate only those you trust. Agent files hold nothing to execute.
     """
     with reporting(debug):
         from spinup_plugins.runs.evaluation import derived_seed, evaluate, load_run

@@ -20,7 +20,7 @@ from spinup_plugins.errors import ConfigError, nearest
 from spinup_plugins.wrapping import resolve_wrappers
 from spinup_plugins.yaml_files import Locate, dump_yaml, load_yaml
 
-__all__ = ["Layer", "RunConfig", "completed", "compose", "dump", "file_layer", "load"]
+__all__ = ["Layer", "RunConfig", "completed", "compose", "dump", "file_layer", "load", "versions"]
 
 _RECORDED = ("command", "versions")
 _RUNS = {"policy": "policy", "seed": "seed", "tensorboard_log": "tensorboard"}
@@ -168,14 +168,19 @@ def completed(config: RunConfig, command: str | None) -> RunConfig:
             "env_kwargs": schema.jsonable(config.env_kwargs),
             "eval_every": eval_every,
             "command": command,
-            "versions": {
-                "spinup-plugins": __version__,
-                **{name: version(name) for name in _DISTRIBUTIONS},
-                "python": platform.python_version(),
-                "platform": platform.platform(),
-            },
+            "versions": versions(),
         }
     )
+
+
+def versions() -> dict[str, str]:
+    """Return what this runs on: versions of packages and Python, and the platform."""
+    return {
+        "spinup-plugins": __version__,
+        **{name: version(name) for name in _DISTRIBUTIONS},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
 
 
 def dump(config: RunConfig, path: Path) -> None:

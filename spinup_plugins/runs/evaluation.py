@@ -8,14 +8,16 @@ import numpy as np
 from pydantic_core import to_json
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from spinup_plugins import registry, schema
 from spinup_plugins.environments import make_env
 from spinup_plugins.errors import ConfigError, ModelFileError, SpinupError
+from spinup_plugins.runs.agent import SUFFIX, Agent, load_agent
 from spinup_plugins.runs.config import Layer, RunConfig, compose, load
-from spinup_plugins.runs.files import BEST, CONFIG, MODEL, STATUS, VECNORMALIZE, Status, one_line
+from spinup_plugins.runs.files import BEST, CONFIG, MODEL, STATUS, Status, one_line, statistics_file
 from spinup_plugins.runs.statistics import Summary, summarise
 from spinup_plugins.wrapping import unrewarded
 
@@ -54,21 +56,23 @@ class LoadedRun:
     """A trained model with an environment to evaluate it on.
 
     :param config: how it was trained
-    :param model: the algorithm, ready to ``predict``
+    :param model: the algorithm or an agent, ready to ``predict``
     :param env: copies of its environment, normalised as it needs
     :param status: how the run ended; None for a model outside a run folder
+    :param file: where the model is
     """
 
     config: RunConfig
-    model: BaseAlgorithm
+    model: BaseAlgorithm | Agent
     env: VecEnv
     status: Status | None
+    file: Path
 
 
-def evaluate(model: BaseAlgorithm, env: VecEnv, n_episodes: int, *, deterministic: bool = True, seed: int = 0) -> Evaluation:
+def evaluate(model: PolicyPredictor, env: VecEnv, n_episodes: int, *, deterministic: bool = True, seed: int = 0) -> Evaluation:
     """Play ``n_episodes`` whole episodes; equal arguments give equal episodes.
 
-    :param model: a trained algorithm
+    :param model: a trained algorithm or agent
     :param env: monitored environments; the episodes are divided over them evenly, as ``evaluate_policy`` does
     :param n_episodes: number of episodes, at least 1
     :param deterministic: play the mode of the policy's distribution; otherwise sample from it, for which the global
@@ -138,9 +142,9 @@ def evaluation_env(config: RunConfig, *, statistics: Path | None = None, render:
 def load_run(
     path: str | Path, *, best: bool = False, algo: str | None = None, env: str | None = None, render: bool = False
 ) -> LoadedRun:
-    """Load a trained model together with its environment. Models are unpickled: load only those you trust.
+    """Load a trained model together with its environment. Zips are unpickled: load only those you trust.
 
-    :param path: run folder, or a model's ``.zip``
+    :param path: run folder, a model's ``.zip`` or an agent file
     :param best: of a run folder, load the best model of the evaluations during training, not the last one
     :param algo: the model's algorithm; needed where no configuration lies beside a ``.zip``
     :param env: environment id; needed likewise, otherwise in place of the one it was trained on
@@ -149,6 +153,10 @@ def load_run(
     :raises ConfigError: the configuration beside the model is not valid, or ``algo`` or ``env`` is missing
     """
     path = Path(path)
+    if path.suffix == SUFFIX:
+        if best:
+            raise ConfigError(f"'{path}' is an agent file, of one model: --best is for run folders")
+        return _load_agent(path, algo, env, render)
     if path.suffix == ".zip":
         folder, file = path.parent, path
     else:
@@ -162,8 +170,8 @@ def load_run(
     config = _config(folder, algo, env)
     spec = registry.get_spec(config.algo)
     cls = spec.load()
-    normalised = folder / f"{file.name.removesuffix(MODEL)}{VECNORMALIZE}"
-    is_normalised = config.normalize or (file.name.endswith(MODEL) and normalised.is_file())
+    normalised = statistics_file(file)
+    is_normalised = config.normalize or normalised.is_file()
     envs = evaluation_env(config, statistics=normalised if is_normalised else None, render=render)
     # An evaluation needs no replay, whose memory would otherwise be taken again.
     options: dict[str, Any] = {"buffer_size": 1} if "buffer_size" in schema.constructor_parameters(cls) else {}
@@ -174,7 +182,18 @@ def load_run(
         if isinstance(error, SpinupError):
             raise
         raise ModelFileError(f"cannot load '{file}' as {spec.name} for {config.env}: {one_line(error)}") from error
-    return LoadedRun(config, model, envs, status)
+    return LoadedRun(config, model, envs, status, file)
+
+
+def _load_agent(path: Path, algo: str | None, env: str | None, render: bool) -> LoadedRun:
+    agent = load_agent(path, env)
+    card = agent.card
+    if algo is not None and registry.get_spec(algo).name != card.algorithm:
+        raise ConfigError(f"'{path}' is an agent of {card.algorithm}, not of {algo}")
+    envs = agent.env(1 if render else COPIES, render_mode="human" if render else None)
+    recorded = "" if card.environment is None else card.environment.id
+    config = RunConfig.model_validate({"algo": card.algorithm, "env": env or recorded})
+    return LoadedRun(config, agent, envs, None, path)
 
 
 def _config(folder: Path, algo: str | None, env: str | None) -> RunConfig:

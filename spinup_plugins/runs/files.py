@@ -25,6 +25,7 @@ __all__ = [
     "claimed",
     "file_name",
     "one_line",
+    "statistics_file",
 ]
 
 CONFIG = "config.yml"
@@ -112,6 +113,15 @@ def claimed(parent: Path, algo: str, env: str, *, home: Path | None = None) -> I
             with suppress(OSError):  # another run has moved in
                 path.rmdir()
         raise
+
+
+def statistics_file(model: Path) -> Path:
+    """Return where the normalisation statistics of a model lie: beside it, under the same prefix or name.
+
+    :param model: ``<prefix>model.zip``, or any other ``<name>.zip``
+    """
+    prefix = model.name.removesuffix(MODEL) if model.name.endswith(MODEL) else f"{model.stem}_"
+    return model.with_name(f"{prefix}{VECNORMALIZE}")
 
 
 def _next_free(home: Path, name: str) -> Path:

@@ -8,9 +8,9 @@ import numpy as np
 
 from spinup_plugins.atomic import write_text
 from spinup_plugins.errors import ConfigError
-from spinup_plugins.runs.agent import load_agent, published, save_agent
+from spinup_plugins.runs.agent import load_agent, published
 from spinup_plugins.runs.config import RunConfig, load
-from spinup_plugins.runs.evaluation import load_run
+from spinup_plugins.runs.export import export
 from spinup_plugins.runs.files import CONFIG, EVALUATION, STATUS, Status, file_name
 from spinup_plugins.runs.results import Result, read_run, write_results
 from spinup_plugins.runs.statistics import summarise
@@ -40,11 +40,7 @@ def publish_entry(entry: Entry, runs: Path) -> Path:
     folder, _ = found[median_result(results).seed]
     file = published(entry.algo, entry.env)
     file.parent.mkdir(parents=True, exist_ok=True)
-    run = load_run(folder)
-    try:
-        save_agent(run.model, file, config=run.config, scores={"returns": list(read_run(folder).final)}, optimizers=False)
-    finally:
-        run.env.close()
+    export(folder, file, optimizers=False)
     for name in (CONFIG, EVALUATION):
         shutil.copyfile(folder / name, file.parent / name)
     write_text(file.parent / CARD, card(entry, load(folder / CONFIG), results))

@@ -21,24 +21,24 @@ GOALS = "goals.csv"
 
 _HEADER = """# zoo
 
-Tuned values by environment, what they reach over seeds, and agents trained with them. `spinup zoo table` writes this page from
-`results/`; [report/](report/README.md) has curves, intervals and comparisons ([one page](report/index.html) to download).
+Tuned values by environment, what they reach over seeds, and agents trained with them. `spinup zoo table` writes this page
+from `results/`; [report/](report/README.md) has curves, intervals and comparisons ([one page](report/index.html) to download).
 
-| here | what |
-|---|---|
-| `hyperparams/<algorithm>.yml` | values by environment and where they come from; `preset="zoo"` and `--preset zoo` take them |
-| `results/<algorithm>/<environment>/` | evaluations while training (`curve.csv`) and 100 episodes after it (`final.csv`), for each seed |
-| `agents/<algorithm>/<environment>/` | the agent of the seed in the middle, its card, configuration and episodes; `load_agent(algorithm, environment)` |
-| `references.csv`, `goals.csv` | published returns with their sources; returns that are aimed at |
-| `results/parity`, `results/speed` | learning and speed beside Stable-Baselines3's |
+* `hyperparams/<algorithm>.yml`: values by environment and where they come from; `preset="zoo"` and `--preset zoo` take them.
+* `results/<algorithm>/<environment>/`: for each seed, evaluations while training (`curve.csv`) and 100 episodes after it
+  (`final.csv`).
+* `agents/<algorithm>/<environment>/`: the agent of the seed in the middle, its card, configuration and episodes;
+  `load_agent(algorithm, environment)` loads it.
+* `references.csv`, `goals.csv`: published returns with their sources; returns that are aimed at.
+* `results/parity`, `results/speed`: learning and speed beside Stable-Baselines3's.
 
 `spinup zoo train ALGORITHM ENVIRONMENT --seeds 3` makes a row again; `spinup zoo verify` plays the agents again.
 
-Returns are interquartile means over seeds, each seed's being the mean of 100 episodes after training with deterministic actions,
-and in brackets their 95 % bootstrap interval. *Goal* is the environment's own threshold of being solved, or what `goals.csv` says;
-rows below it are marked ✗. *Spinning Up* is its published curve at as many steps, *best published* the best mean over seeds of
-the same algorithm at no more steps (or the fewest there are); † marks another version of the environment which pays about the
-same, and numbers of versions that do not are in parentheses.
+Returns are interquartile means over seeds, each seed's being the mean of 100 episodes after training with deterministic
+actions, and in brackets their 95 % bootstrap interval. *Goal* is the environment's own threshold of being solved, or what
+`goals.csv` says; rows below it are marked ✗. *Spinning Up* is its published curve at as many steps, *best published* the best
+mean over seeds of the same algorithm at no more steps (or the fewest there are); † marks another version of the environment
+which pays about the same, and numbers of versions that do not are in parentheses.
 """
 
 

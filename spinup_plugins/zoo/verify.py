@@ -52,7 +52,7 @@ def verify(entries: Iterable[Entry], *, episodes: int = 100, seed: int = 0) -> I
 def _verdict(entry: Entry, episodes: int, seed: int, level: float) -> Verdict:
     try:
         agent = load_agent(entry.algo, entry.env)
-        published = [float(value) for value in agent.scores["returns"]]
+        published = [float(value) for value in agent.card.scores["returns"]]
         env = agent.env(n_envs=COPIES)
         try:
             played = evaluate(agent, env, episodes, seed=derived_seed(seed, "selection")).returns
