@@ -1,0 +1,185 @@
+"""The zoo: entries, results and agents that belong together, and what is said of them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spinup_plugins import load_agent, paths
+from spinup_plugins.cli import main
+from spinup_plugins.errors import UnknownNameError
+from spinup_plugins.runs import references
+from spinup_plugins.runs.agent import published
+from spinup_plugins.runs.results import Result
+from spinup_plugins.zoo.catalog import Entry, entries, final_summary, median_result
+from spinup_plugins.zoo.table import GOALS, goal
+from spinup_plugins.zoo.verify import verify
+
+TINY = "CartPole-v1: {n_timesteps: 300, n_envs: 2, n_steps: 50, train_v_iters: 2, normalize: true, provenance: by hand}\n"
+
+
+def result(seed: int, *final: float) -> Result:
+    return Result(seed, np.array([100]), np.array([1.0]), np.array([0.0]), np.array(final))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zoo of one entry, trained and published by its own command."""
+    real, folder = paths.data_dir("zoo"), tmp_path_factory.mktemp("zoo")
+    (folder / "hyperparams").mkdir()
+    for algo in ("trpo", "ppo", "ddpg", "td3", "sac"):
+        (folder / "hyperparams" / f"{algo}.yml").write_text("Acrobot-v1: {n_timesteps: 1, provenance: test}\n")
+    (folder / "hyperparams" / "vpg.yml").write_text(TINY)
+    for name in (GOALS, references.FILE):
+        shutil.copy(real / name, folder / name)
+    with pytest.MonkeyPatch.context() as patch:
+        use(patch, folder)
+        runs = str(folder.parent / "runs")
+        arguments = ["zoo", "train", "vpg", "CartPole-v1", "--seeds", "3", "-j", "2", "-f", runs, "--publish"]
+        assert main(arguments) == 0
+        entry = Entry("vpg", "CartPole-v1")
+        assert entry.folder.is_relative_to(folder)
+    return folder
+
+
+def use(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    from spinup_plugins import presets
+    from spinup_plugins.runs import agent
+    from spinup_plugins.zoo import catalog, table
+
+    for module in (presets, agent, catalog, table, references):
+        patch.setattr(module, "data_dir", lambda name: folder)
+
+
+@pytest.fixture
+def zoo(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    use(monkeypatch, home)
+    return home
+
+
+ENTRY = Entry("vpg", "CartPole-v1")
+
+
+def test_the_seed_in_the_middle_is_published(zoo: Path) -> None:
+    results = ENTRY.results
+    assert [each.seed for each in results] == [0, 1, 2]
+    means = {each.seed: float(np.mean(each.final)) for each in results}
+    agent = load_agent("vpg", "CartPole-v1")
+    assert means[agent.card.seed] == sorted(means.values())[1]
+    assert agent.card.training["preset"] == "zoo"
+    assert agent.card.normalization is not None
+    folder = published(*ENTRY).parent
+    assert sorted(each.name for each in folder.iterdir()) == ["README.md", "agent.spinup", "config.yml", "evaluation.json"]
+    card = (folder / "README.md").read_text()
+    assert f"seed {agent.card.seed}, the one in the middle of 3" in card
+    assert agent.hash in card
+    assert "by hand" in card
+    episodes = json.loads((folder / "evaluation.json").read_text())
+    assert agent.card.scores == episodes
+    assert len(episodes["returns"]) == 100
+    assert not any("/" in name and "exp_avg" in name for name in agent._tensors), "optimisers' memory is left out"
+    model = agent.model()
+    model.learn(100, reset_num_timesteps=False)
+    assert model.num_timesteps > agent.num_timesteps
+
+
+def test_agents_are_verified(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["zoo", "verify", "-n", "20"]) == 0
+    output = capsys.readouterr().out
+    assert "vpg on CartPole-v1: " in output
+    assert "1 of 1 agents are as published" in output
+
+
+def test_agents_that_play_otherwise_are_found(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(zoo, tmp_path, dirs_exist_ok=True)
+    use(monkeypatch, tmp_path)
+    raw = bytearray(published(*ENTRY).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    published(*ENTRY).write_bytes(raw)
+    assert main(["zoo", "verify"]) == 1
+    assert "error: vpg on CartPole-v1: " in capsys.readouterr().err
+    shutil.copy(published("vpg", "CartPole-v1").parent / "evaluation.json", tmp_path)
+
+    from spinup_plugins.runs.agent import save_agent
+
+    shutil.copytree(zoo / "agents", tmp_path / "agents", dirs_exist_ok=True)
+    agent = load_agent("vpg", "CartPole-v1")
+    better = [value + 100.0 for value in agent.card.scores["returns"]]
+    save_agent(agent.model(), published(*ENTRY), scores={"returns": better})
+    (verdict,) = verify([ENTRY], episodes=20)
+    assert "plays otherwise than published" in verdict.fault
+    assert verdict.p_value < 0.01
+    published(*ENTRY).unlink()
+    (verdict,) = verify([ENTRY])
+    assert verdict.fault
+
+
+def test_what_there_is_and_how_it_is_shown(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["zoo", "list", "vpg"]) == 0
+    listed = capsys.readouterr().out
+    assert "CartPole-v1" in listed
+    assert "yes" in listed
+    assert main(["zoo", "show", "vpg", "CartPole-v1"]) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "provenance: by hand",
+        "IQM over 3 seeds",
+        "load_agent('vpg', 'CartPole-v1')",
+        "spinup zoo train vpg CartPole-v1",
+    ):
+        assert part in shown
+    for arguments, message in (
+        (["show", "vpg", "CartPole-v0"], "the zoo has no 'CartPole-v0' for vpg (did you mean 'CartPole-v1'?)"),
+        (["list", "vgp"], "unknown algorithm 'vgp' (did you mean 'vpg'?)"),
+        (["train", "vpg", "Pendulum-v1"], "the zoo has no 'Pendulum-v1' for vpg"),
+        (["train", "vpg", "CartPole-v1", "--seeds", "none"], "--seeds none: expected how many"),
+    ):
+        assert main(["zoo", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_page_is_made_of_the_results(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["zoo", "table"]) == 0
+    assert capsys.readouterr().out.split() == [str(zoo / "README.md"), str(zoo / "report" / "index.html")]
+    page = (zoo / "README.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| CartPole-v1 |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:3] == ["300", "3"]
+    assert cells[3].startswith(f"{final_summary(ENTRY.results).iqm:.3g} [")
+    assert cells[3].endswith("] ✗"), "300 steps do not solve it"
+    assert cells[4] == "475"
+    assert cells[7] == "[card](agents/vpg/CartPole-v1/README.md)"
+    assert (zoo / "agents" / "vpg" / "CartPole-v1" / "README.md").is_file()
+
+
+def test_goals(zoo: Path) -> None:
+    assert goal(Entry("vpg", "HalfCheetah-v5")) == 900.0
+    assert goal(Entry("ddpg", "HalfCheetah-v5")) == 4800.0, "the environment's own"
+    assert goal(Entry("sac", "Pendulum-v1")) is None
+
+
+def test_the_middle_of_an_even_number_is_the_lesser_one() -> None:
+    results = [result(0, 4.0), result(1, 1.0), result(2, 3.0, 3.0), result(3, 2.0)]
+    assert median_result(results).seed == 3
+    assert median_result(results[:3]).seed == 2
+    assert final_summary(results).iqm == 2.5
+
+
+def test_every_entry_of_the_package() -> None:
+    found = entries()
+    assert len(found) == 3 * 15 + 3 * 11
+    assert entries(["sac"], ["Hopper-v5"]) == [Entry("sac", "Hopper-v5")]
+    with pytest.raises(UnknownNameError, match="the zoo has no 'CartPole-v1' for sac, td3"):
+        entries(["sac", "td3"], ["CartPole-v1"])
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in entries() if published(*e).is_file() and e.env in ("CartPole-v1", "Pendulum-v1")]
+)
+def test_some_published_agents(entry: Entry) -> None:
+    (verdict,) = verify([entry], episodes=20)
+    assert verdict.fault == ""
