@@ -149,3 +149,9 @@ def test_sacs_update_reads_in_two_files_and_three_hundred_lines() -> None:
     assert {node.name for node in called} == {"q_loss", "squashed_gaussian", "td_target"}
     lines = len(source.splitlines()) - length(documentation) - length(constructor) + sum(map(length, called))
     assert lines <= 300
+
+
+def test_the_wheel_holds_every_package() -> None:
+    listed = (PACKAGE.parent / "pyproject.toml").read_text()
+    found = [".".join(("spinup_plugins", *file.parent.relative_to(PACKAGE).parts)) for file in PACKAGE.rglob("__init__.py")]
+    assert [name for name in found if f'    "{name}",\n' not in listed] == []

@@ -115,8 +115,10 @@ def train(
     with reporting(debug):
         from spinup_plugins.runs.bench import grid
         from spinup_plugins.runs.config import Layer
-        from spinup_plugins.zoo.catalog import entries
+        from spinup_plugins.zoo.catalog import checkout, entries
 
+        if publish:
+            checkout()
         chosen = entries(algos.split(","), envs.split(","))
         zoo = Layer({"preset": "zoo"}, lambda _: "--preset")
         numbers = seed_numbers(seeds)

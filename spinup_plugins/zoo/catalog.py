@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spinup_plugins import registry
-from spinup_plugins.errors import UnknownNameError, nearest
+from spinup_plugins.errors import ConfigError, UnknownNameError, nearest
 from spinup_plugins.paths import data_dir
 from spinup_plugins.runs.files import file_name
 from spinup_plugins.runs.results import FINAL, Result, read_results
 from spinup_plugins.runs.statistics import Summary, summarise
 
-__all__ = ["ALGORITHMS", "Entry", "entries", "final_summary", "median_result"]
+__all__ = ["ALGORITHMS", "Entry", "checkout", "entries", "final_summary", "median_result"]
 
 ALGORITHMS = ("vpg", "trpo", "ppo", "ddpg", "td3", "sac")
 """Algorithms of the zoo that comes with this package."""
@@ -65,6 +65,17 @@ def entries(algos: Sequence[str] = (), envs: Sequence[str] = ()) -> list[Entry]:
         if env not in known:
             raise UnknownNameError(f"the zoo has no {env!r} for {', '.join(algos) or 'any algorithm'}{nearest(env, known)}")
     return [entry for entry in found if not envs or entry.env in envs]
+
+
+def checkout() -> Path:
+    """Return the zoo's folder, to write to.
+
+    :raises ConfigError: it is an installed package's
+    """
+    home = data_dir("zoo")
+    if "_data" in home.parts:
+        raise ConfigError(f"the zoo in '{home}' is an installed package's and stays as it is: do this in a checkout")
+    return home
 
 
 def final_summary(results: Sequence[Result]) -> Summary:

@@ -14,7 +14,7 @@ from spinup_plugins.runs.export import export
 from spinup_plugins.runs.files import CONFIG, EVALUATION, STATUS, Status, file_name
 from spinup_plugins.runs.results import Result, read_run, write_results
 from spinup_plugins.runs.statistics import summarise
-from spinup_plugins.zoo.catalog import Entry, final_summary, median_result
+from spinup_plugins.zoo.catalog import Entry, checkout, final_summary, median_result
 
 __all__ = ["CARD", "card", "publish_entry"]
 
@@ -28,8 +28,9 @@ def publish_entry(entry: Entry, runs: Path) -> Path:
     :param entry: the algorithm and environment
     :param runs: folder of all runs, as ``spinup zoo train`` fills it
     :return: the agent's file
-    :raises ConfigError: no run is finished, or one was not made with the entry's present values
+    :raises ConfigError: no run is finished, or it is no checkout
     """
+    checkout()
     home = runs / file_name(entry.algo) / file_name(entry.env)
     finished = [folder for folder in sorted(home.glob("seed*")) if _is_finished(folder)]
     if not finished:

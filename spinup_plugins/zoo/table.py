@@ -12,7 +12,7 @@ from spinup_plugins.runs import references
 from spinup_plugins.runs.agent import published
 from spinup_plugins.runs.references import Reference
 from spinup_plugins.runs.report import report
-from spinup_plugins.zoo.catalog import ALGORITHMS, Entry, entries, final_summary
+from spinup_plugins.zoo.catalog import ALGORITHMS, Entry, checkout, entries, final_summary
 
 __all__ = ["GOALS", "goal", "write_table"]
 
@@ -56,9 +56,9 @@ def write_table() -> list[Path]:
     """Write ``zoo/README.md``, and ``zoo/report`` with curves and comparisons, from the zoo's results.
 
     :return: the pages
-    :raises ConfigError: there are no results, a file of theirs is damaged, or matplotlib is not installed
+    :raises ConfigError: there are no results, a file of theirs is damaged, matplotlib is not installed, or it is no checkout
     """
-    home = data_dir("zoo")
+    home = checkout()
     measured = [entry for entry in entries() if entry.results]
     report([entry.folder for entry in measured], home / "report", strict=True)
     write_text(home / "README.md", "\n".join([_HEADER, *(_table(algo) for algo in ALGORITHMS)]))
