@@ -9,6 +9,7 @@ from rich.table import Table
 
 from spinup_plugins.cli.bench import run_grid, seed_numbers
 from spinup_plugins.cli.console import Debug, complain, number, reporting, show
+from spinup_plugins.errors import ConfigError
 
 if TYPE_CHECKING:
     from spinup_plugins.runs.statistics import Summary
@@ -39,18 +40,17 @@ def list_(algos: Algos = None, envs: Envs = None, debug: Debug = False) -> None:
         from spinup_plugins.zoo.catalog import entries, final_summary
 
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for name in ("algorithm", "environment", "steps", "seeds", "return (IQM)", "95 % interval", "agent"):
-            table.add_column(name, justify="left" if name in ("algorithm", "environment", "agent") else "right")
+        for name in ("algo", "environment", "steps", "seeds", "IQM [95 % interval]", "agent"):
+            table.add_column(name, justify="right" if name in ("steps", "seeds") else "left", no_wrap=name == "environment")
         for entry in entries(_split(algos), _split(envs)):
             results = entry.results
             summary = final_summary(results) if results else None
             table.add_row(
                 entry.algo,
                 entry.env,
-                f"{entry.values['n_timesteps']:,}",
+                f"{entry.values['n_timesteps'] / 1000:g}k",
                 str(len(results) or ""),
-                "" if summary is None else number(summary.iqm),
-                _interval(summary),
+                "" if summary is None else f"{number(summary.iqm)} {_interval(summary)}".rstrip(),
                 "yes" if published(entry.algo, entry.env).is_file() else "",
             )
         Console(highlight=False).print(table)
@@ -151,6 +151,9 @@ def verify(
         from spinup_plugins.zoo.verify import verify as verdicts
 
         chosen = [e for e in entries(_split(algos), _split(envs)) if published(e.algo, e.env).is_file()]
+        if not chosen:
+            whose = " on ".join(filter(None, (algos, envs)))
+            raise ConfigError(f"the zoo has no agent{' for ' + whose if whose else ''}: 'spinup zoo list' tells which it has")
         console, faults = Console(highlight=False), 0
         for verdict in verdicts(chosen, episodes=episodes, seed=seed):
             if verdict.fault:
@@ -178,5 +181,5 @@ def _split(text: str | None) -> list[str]:
     return [] if text is None else text.split(",")
 
 
-def _interval(summary: "Summary | None") -> str:
-    return "" if summary is None or summary.interval is None else " to ".join(map(number, summary.interval))
+def _interval(summary: "Summary") -> str:
+    return "" if summary.interval is None else "[{}, {}]".format(*map(number, summary.interval))
