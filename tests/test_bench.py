@@ -112,6 +112,17 @@ def test_a_run_that_was_cut_short_begins_anew(tmp_path: Path, in_process: list[s
     assert not (cell.folder / "left").exists()
 
 
+def test_a_run_that_was_killed_while_it_was_built_begins_anew(tmp_path: Path, in_process: list[str]) -> None:
+    (cell,) = cells(tmp_path)
+    cell.folder.mkdir(parents=True)
+    for name in ("0.monitor.csv", "progress.csv"):
+        (cell.folder / name).write_text("begun")
+    (outcome,) = bench([cell], tmp_path)
+    assert outcome.error == ""
+    assert cell.status is not None
+    assert cell.status.state == "finished"
+
+
 def test_other_runs_are_left_alone(tmp_path: Path, in_process: list[str]) -> None:
     (cell,) = cells(tmp_path)
     list(bench([cell], tmp_path))

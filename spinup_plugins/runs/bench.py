@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,7 +219,8 @@ def _is_finished(cell: Cell) -> bool:
     if not cell.folder.exists():
         return False
     if not (cell.folder / CONFIG).is_file():
-        if any(cell.folder.iterdir()):
+        # A run that is killed early leaves the books of its environments and nothing else.
+        if not all(fnmatch(file.name, "*.monitor.csv") or file.name == "progress.csv" for file in cell.folder.iterdir()):
             raise ConfigError(f"'{cell.folder}' is not empty and no run's: take another folder")
         return False
     there, wanted = _settings(load(cell.folder / CONFIG)), _settings(completed(cell.config, None))
