@@ -25,6 +25,7 @@ LAYERS = (
     {"environments", "presets", "registry", "schema", "wrapping"},
     {"testing"},
     {"runs"},
+    {"tuning"},
     {"cli", "__main__"},
 )
 ALONE = LAYERS[7]  # no algorithm imports another

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from spinup_plugins import __version__
-from spinup_plugins.cli import bench, describe, doctor, eval_, list_, parity, speed, train
+from spinup_plugins.cli import bench, describe, doctor, eval_, list_, parity, speed, train, tune
 from spinup_plugins.cli.console import complain
 
 __all__ = ["app", "main"]
@@ -30,6 +30,7 @@ app.command("describe")(describe.command)
 app.command("train")(train.command)
 app.command("eval")(eval_.command)
 app.command("bench")(bench.command)
+app.command("tune")(tune.command)
 app.command("speed")(speed.command)
 app.command("parity")(parity.command)
 app.command("doctor")(doctor.command)
