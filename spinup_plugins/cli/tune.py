@@ -191,10 +191,10 @@ def command(
         layers.append(Layer({key: value for key, value in values.items() if value is not None}, option_name))
         goals = objectives.split(",")
         definition = define(
-            algo, envs.split(","), layers=layers, space=space, starts=start, references=_references(reference or ()), seed=seed,
-            seeds_per_trial=seeds_per_trial, sampler=sampler, startup=startup, score=score, last=last, objectives=goals,
-            pruner=pruner or ("median" if len(goals) == 1 else "none"), constraints=list(constraint or ()), top=confirm_top,
-            confirm_seeds=confirm_seeds,
+            algo, envs.split(","), layers=layers, space=space, starts=start, references=_references(reference or ()),
+            seed=seed, seeds_per_trial=seeds_per_trial, sampler=sampler, startup=startup, score=score, last=last,
+            objectives=goals, pruner=pruner or ("median" if len(goals) == 1 else "none"),
+            constraints=list(constraint or ()), top=confirm_top, confirm_seeds=confirm_seeds,
         )  # fmt: skip
         folder = out if out is not None else study_folder(definition.algo, definition.envs)
         where = storage if storage is not None else str(folder / "study.journal")

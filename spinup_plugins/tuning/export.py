@@ -77,7 +77,8 @@ def export(study: optuna.Study, folder: Path, *, until: int, command: str = "") 
     winner = verdict.winner if verdict is not None else list(candidates)[1 if len(candidates) > 1 else 0]
     write_text(folder / STUDY, dump_yaml({"command": command, "until_trials": until, **definition.model_dump(mode="json")}))
     _write_trials(folder / TRIALS, slots)
-    best = {env: _entry(definition, env, candidates[winner][env], winner, verdict) for env in definition.envs}
+    entries = {env: _entry(definition, env, candidates[winner][env], winner, verdict) for env in definition.envs}
+    best = {env.rpartition(":")[2]: entry for env, entry in entries.items()}
     write_text(folder / BEST, f"# spinup train {definition.algo} ENV --preset {BEST}\n{dump_yaml(best)}")
     for env in definition.envs:
         registry.preset_values(registry.get_spec(definition.algo), str(folder / BEST), env)

@@ -228,7 +228,8 @@ def open_storage(where: str) -> optuna.storages.BaseStorage:
                 proxy.wait_server_ready(timeout=10)
                 return proxy
             if "://" in where:
-                return optuna.storages.get_storage(_with_driver(where))
+                waits = {"connect_args": {"timeout": 100}} if where.startswith("sqlite:") else {"pool_pre_ping": True}
+                return optuna.storages.get_storage(optuna.storages.RDBStorage(_with_driver(where), engine_kwargs=waits))
             path = Path(where).absolute()
             path.parent.mkdir(parents=True, exist_ok=True)
             return optuna.storages.JournalStorage(_Journal(str(path)))
@@ -369,7 +370,7 @@ def _reference(definition: Definition, env: str) -> tuple[float, float]:
     """A random policy's mean return and the environment's threshold."""
     from spinup_plugins.runs.evaluation import evaluation_env
 
-    threshold = gym.spec(env).reward_threshold
+    threshold = gym.spec(env.rpartition(":")[2]).reward_threshold
     if threshold is None:
         raise ConfigError(f"{env} has no registered reward_threshold to normalise scores by: give --reference {env}=LOW:HIGH")
     config = compose(Layer(definition.bases[env], ".".join))
@@ -385,7 +386,7 @@ def _reference(definition: Definition, env: str) -> tuple[float, float]:
             returns += [info["episode"]["r"] for info in infos if "episode" in info]
     finally:
         envs.close()
-    low = float(np.mean(returns))
+    low = float(f"{np.mean(returns):.4g}")  # another machine's arithmetic must not make another study of it
     if low >= threshold:
         raise ConfigError(f"{env}: a random policy reaches the threshold {threshold}: give --reference {env}=LOW:HIGH")
     return low, float(threshold)
@@ -422,12 +423,19 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _require_same(name: str, there: Definition, wanted: Definition) -> None:
-    for key in Definition.model_fields:
-        if getattr(there, key) != getattr(wanted, key):
-            first, second = (json.dumps(getattr(each, key))[:80] for each in (there, wanted))
-            raise ConfigError(
-                f"study {name!r} exists with {key}={first}, not {second}: take another --study-name, or the same options"
-            )
+    difference = _difference(there.model_dump(mode="json"), wanted.model_dump(mode="json"), ())
+    if difference is not None:
+        path, first, second = difference
+        spelled = f"{'.'.join(path)}={json.dumps(first)[:80]}, not {json.dumps(second)[:80]}"
+        raise ConfigError(f"study {name!r} exists with {spelled}: take another --study-name, or the same options")
+
+
+def _difference(first: Any, second: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...], Any, Any] | None:
+    """Return the first place where plain data differ, and what stands there."""
+    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+        inner = (_difference(first[key], second[key], (*path, key)) for key in first)
+        return next((each for each in inner if each is not None), None)
+    return None if first == second else (path, first, second)
 
 
 # --- storage ---------------------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -131,13 +133,15 @@ def _search_once(study: optuna.Study, definition: Definition, orders: Orders, wa
             study.tell(trial, state=TrialState.FAIL)
             return True
     with _alive(study, trial._trial_id, orders) as taken:
-        _carry_out(study, trial, definition, taken)
+        _carry_out(study, trial, definition, orders, taken)
     return True
 
 
-def _carry_out(study: optuna.Study, trial: optuna.Trial, definition: Definition, taken: threading.Event) -> None:
+def _carry_out(
+    study: optuna.Study, trial: optuna.Trial, definition: Definition, orders: Orders, taken: threading.Event
+) -> None:
     try:
-        outcome = _objective(trial, definition, taken)
+        outcome = _objective(trial, definition, orders, taken)
     except _Taken:
         return
     except _Pruned:
@@ -162,7 +166,7 @@ def _carry_out(study: optuna.Study, trial: optuna.Trial, definition: Definition,
             study.tell(trial, outcome, skip_if_finished=True)
 
 
-def _objective(trial: optuna.Trial, definition: Definition, taken: threading.Event) -> list[float]:
+def _objective(trial: optuna.Trial, definition: Definition, orders: Orders, taken: threading.Event) -> list[float]:
     """Train all runs of a trial; report after each evaluation."""
     with _storing():
         values = trial.user_attrs.get("values")
@@ -176,7 +180,10 @@ def _objective(trial: optuna.Trial, definition: Definition, taken: threading.Eve
     before = 0
     for seed in definition.seeds:
         for env in definition.envs:
-            config = configured(definition.bases[env], values[env], seed=seed)
+            base = definition.bases[env]
+            # The evaluation after training is for the confirmation.
+            own = {"seed": seed, "threads": orders.threads, "final_episodes": base["eval_episodes"]}
+            config = configured(base, values[env], **own)
 
             def watch(step: int, returns: list[list[float]], env: str = env, before: int = before) -> None:
                 if taken.is_set():
@@ -259,7 +266,7 @@ def _confirm_once(
         try:
             runs = []
             for env in definition.envs:
-                config = configured(definition.bases[env], candidates[candidate][env], seed=seed)
+                config = configured(definition.bases[env], candidates[candidate][env], seed=seed, threads=orders.threads)
                 runs.append({"env": env, "seed": seed, **summary(train_once(config, watch_run), definition, env)})
         except _Taken:
             return True
@@ -325,10 +332,11 @@ def worker_id() -> dict[str, Any]:
     return {"machine": _machine(), "pid": os.getpid(), "born": _born(os.getpid()), "host": socket.gethostname()}
 
 
+@cache
 def _machine() -> str:
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
-        parts.append(open("/proc/sys/kernel/random/boot_id").read().strip())  # noqa: SIM115
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
     with contextlib.suppress(OSError):
         parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
