@@ -381,7 +381,6 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     from spinup_plugins.cli import main
 
     def here(orders: Orders, n: int, watch: Any) -> None:
-        watch([])
         work(orders)
         watch([])
 

@@ -1,5 +1,7 @@
 """Workers that share a study: one is killed, and every trial is accounted for exactly once."""
 
+import io
+import multiprocessing
 import os
 import shutil
 import signal
@@ -79,6 +81,43 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class Forked:
+    """Stands in for a worker's ``Popen``: a fork of a server that has imported everything once, to save the tests' time."""
+
+    def __init__(self, orders: Orders) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["spinup_plugins.tuning.workers", "spinup_plugins.runs.runner", "torch._dynamo"])
+        self.process = context.Process(target=module._serve, args=(orders._replace(parent=0)._asdict(),))
+        self.process.start()
+        self.pid = self.process.pid
+        self.terminate, self.kill = self.process.terminate, self.process.kill
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self.process.join(timeout)
+        return self.process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    start: Any = lambda orders: module._Active(Forked(orders), io.BytesIO())  # type: ignore[arg-type]  # noqa: E731
+    monkeypatch.setattr(module, "_start", start)
+
+
+def close(study: optuna.Study) -> None:
+    """Close the connections of a study's storage."""
+    backend = getattr(study._storage, "_backend", None)
+    if hasattr(backend, "engine"):
+        study._storage.remove_session()
+        backend.engine.dispose()
+
+
 @pytest.fixture(params=["journal", "postgresql"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "journal":
@@ -86,6 +125,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.getfixturevalue("postgres"))
 
 
+@pytest.mark.usefixtures("forked")
 def test_four_workers_of_which_one_is_killed(storage: str) -> None:
     """Every slot ends once, in one state; the killed worker's trial is repeated with its parameters; it is replaced."""
     what = definition(sampler="random", env_kwargs={"seconds": 0.002}, confirm_seeds=2, top=1, seeds_per_trial=2)
@@ -118,9 +158,20 @@ def test_four_workers_of_which_one_is_killed(storage: str) -> None:
     assert [slot.chain[0].number for slot in repeated] == [killed[0].number]
     assert is_lost(repeated[0].chain[0])
     assert repeated[0].trial.params == killed[0].params
-    held = optuna.load_study(storage=open_storage(storage), study_name="killed (confirmation)")
+    held = optuna.load_study(storage=study._storage, study_name="killed (confirmation)")
     pairs = [(t.user_attrs["candidate"], t.user_attrs["seed"]) for t in held.trials if t.state == TrialState.COMPLETE]
     assert len(pairs) == len(set(pairs)) == 4
+    close(study)
+
+
+def test_a_worker_is_a_process_with_its_own_threads(tmp_path: Path) -> None:
+    """As ``spinup tune`` starts it; and it says on one line what went wrong."""
+    where = str(tmp_path / "study.journal")
+    study = create(open_storage(where), "x", definition(confirm_seeds=0), until=1)
+    run_workers(Orders(where, "x", 1, threads=1), 1)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE]
+    with pytest.raises(StudyError, match=r"^there is no study 'y' in the storage$"):
+        run_workers(Orders(where, "y", 1), 1)
 
 
 def test_a_full_storage_stops_a_worker_and_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
