@@ -1,5 +1,6 @@
 """``spinup tune``: a study of hyperparameters, on this machine's processes or on many machines with one storage."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -177,7 +178,7 @@ def command(
                 raise ConfigError(f"{name} must be above 0, not {seconds}")
         from spinup_plugins.runs.config import Layer, file_layer
         from spinup_plugins.tuning.export import study_folder
-        from spinup_plugins.tuning.study import create, define, open_storage
+        from spinup_plugins.tuning.study import create, define, open_storage, without_password
         from spinup_plugins.tuning.workers import Orders
 
         values = {
@@ -206,10 +207,11 @@ def command(
         orders = Orders(where, study.study_name, until_trials, beat, grace, threads)
 
     def reached() -> str:
-        return f"the study is in {where}; the same command goes on with it"
+        return f"with the study kept in {without_password(where)}; the same command goes on"
 
     with reporting(debug, reached):
-        _run(study, definition, orders, workers, folder, context.obj or "", dashboard=dashboard)
+        typed = (context.obj or "").replace(shlex.quote(where), shlex.quote(without_password(where)))
+        _run(study, definition, orders, workers, folder, typed, dashboard=dashboard)
 
 
 def _run(

@@ -44,7 +44,7 @@ class Race(NamedTuple):
 class Verdict(NamedTuple):
     """The winner beside the default on the same held-out seeds.
 
-    :param winner: candidate, by its trial's number; the default if none beats it
+    :param winner: candidate, by its trial's place in the study, counted from 0; the default if none beats it
     :param better: whether it beats the default: the 95 % interval of their paired difference lies above 0
     :param score: interquartile mean of its scores over seeds
     :param interval: its 95 % bootstrap interval
@@ -78,16 +78,17 @@ def candidates(study: optuna.Study, definition: Definition, until: int) -> dict[
     :param definition: its definition
     :param until: how many of its trials count
     """
-    done = [slot.trial for slot in slots_of(study.get_trials(deepcopy=False))[:until]]
-    done = [trial for trial in done if trial.state == TrialState.COMPLETE and all(v <= 0 for v in trial.constraints.values())]
+    slots = enumerate(slots_of(study.get_trials(deepcopy=False))[:until])
+    done = [(place, slot.trial) for place, slot in slots if slot.trial.state == TrialState.COMPLETE]
+    done = [each for each in done if all(value <= 0 for value in each[1].constraints.values())]
     if len(definition.objectives) > 1:
         front = {trial.number for trial in study.best_trials}
-        done = [trial for trial in done if trial.number in front]
+        done = [each for each in done if each[1].number in front]
     sign = -1 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1
     found: dict[str, dict[str, Any]] = {DEFAULT: {env: {} for env in definition.envs}}
-    for trial in sorted(done, key=lambda each: (sign * each.values[0], each.number)):
+    for place, trial in sorted(done, key=lambda each: (sign * each[1].values[0], each[0])):
         if len(found) <= definition.top and trial.user_attrs["values"] not in found.values():
-            found[str(trial.number)] = trial.user_attrs["values"]
+            found[str(place)] = trial.user_attrs["values"]
     return found
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "derive",
     "open_storage",
     "open_study",
+    "without_password",
 ]
 
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "qmc")
@@ -236,7 +237,7 @@ def open_storage(where: str) -> optuna.storages.BaseStorage:
     except ConfigError:
         raise
     except Exception as error:  # whatever drivers and file systems raise
-        raise ConfigError(f"storage {_without_password(where)!r} cannot be opened: {one_line(error)[:300]}") from error
+        raise ConfigError(f"storage {without_password(where)!r} cannot be opened: {one_line(error)[:300]}") from error
 
 
 def create(storage: optuna.storages.BaseStorage, name: str, definition: Definition, *, until: int) -> optuna.Study:
@@ -494,7 +495,8 @@ def _with_driver(url: str) -> str:
     return url
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """Return a storage as it may be shown and written down."""
     scheme, found, rest = url.partition("://")
     user, at, host = rest.rpartition("@")
     return f"{scheme}://{user.partition(':')[0]}@{host}" if found and at else url
