@@ -1,6 +1,5 @@
 """``spinup tune``: a study of hyperparameters, on this machine's processes or on many machines with one storage."""
 
-import shlex
 import subprocess
 import sys
 import time
@@ -210,7 +209,7 @@ def command(
         return f"with the study kept in {without_password(where)}; the same command goes on"
 
     with reporting(debug, reached):
-        typed = (context.obj or "").replace(shlex.quote(where), shlex.quote(without_password(where)))
+        typed = (context.obj or "").replace(where, without_password(where))
         _run(study, definition, orders, workers, folder, typed, dashboard=dashboard)
 
 
