@@ -43,6 +43,9 @@ __all__ = ["Orders", "StudyError", "run_workers", "work"]
 SAME_ERRORS = 3
 """So many trials that fail alike before any succeeds stop the study."""
 
+TERMINATED = 143
+"""Exit status of a worker that was asked to stop, as a shell has it."""
+
 
 class StudyError(SpinupError, RuntimeError):
     """A study cannot go on."""
@@ -471,7 +474,7 @@ def run_workers(
 ) -> None:
     """Start workers on this machine and see to it that so many are there until the study is done.
 
-    Whatever stops this, such as Ctrl-C, stops them: they give their trials back. One that is killed is replaced.
+    Whatever stops this, such as Ctrl-C or SIGTERM, stops them: they give their trials back. One that is killed is replaced.
 
     :param orders: what they do
     :param n: how many
@@ -482,6 +485,8 @@ def run_workers(
     orders = orders._replace(parent=os.getpid())
     active: list[_Active] = []
     spare = 3 * n
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
     try:
         active += [_start(orders) for _ in range(n)]
         while active:
@@ -489,11 +494,12 @@ def run_workers(
             for each in [each for each in active if each.process.poll() is not None]:
                 active.remove(each)
                 error = _error(each)
-                if each.process.returncode > 0:
+                status = each.process.returncode
+                if status > 0 and status != TERMINATED:
                     raise StudyError(error)
-                if each.process.returncode < 0:
+                if status != 0:
                     if not spare:
-                        raise StudyError(f"workers keep being killed, the last one by signal {-each.process.returncode}")
+                        raise StudyError(f"workers keep being killed, the last one ended with status {status}")
                     spare -= 1
                     active.append(_start(orders))
             time.sleep(0.1)
@@ -508,6 +514,8 @@ def run_workers(
                 each.process.kill()
                 each.process.wait()
             each.errors.close()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _start(orders: Orders) -> _Active:
@@ -544,8 +552,10 @@ def _serve(argument: Any) -> None:
 
     torch.set_num_threads(orders.threads)
     warnings.simplefilter("ignore")  # to a file that nobody reads
-    with contextlib.suppress(_Stopped):
+    try:
         work(orders)
+    except _Stopped:
+        raise SystemExit(TERMINATED) from None
 
 
 if __name__ == "__main__":
