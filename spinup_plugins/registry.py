@@ -68,6 +68,7 @@ class AlgorithmSpec:
     :param model_free: whether it learns without a model of the environment
     :param api_version: version of this contract it was written for; the default stays 1 for ever
     :param presets_path: ``"package:path/within/it.yml"`` of an entry point's own zoo file
+    :param spaces_path: likewise of its own search spaces, for ``spinup tune``
     :param distribution: the distribution it comes from, filled in by the registry; empty for ours and registered ones
     :raises ConfigError: the name is not lower-case letters, digits, ``_`` and ``-``
     """
@@ -85,6 +86,7 @@ class AlgorithmSpec:
     api_version: int = 1
     presets_path: str | None = None
     distribution: str = ""
+    spaces_path: str | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"(sb3:)?[a-z0-9][a-z0-9_-]*", self.name):

@@ -25,7 +25,7 @@ LAYERS = (
     {"environments", "presets", "registry", "schema", "wrapping"},
     {"testing"},
     {"runs"},
-    {"zoo"},
+    {"tuning", "zoo"},
     {"cli", "__main__"},
 )
 ALONE = LAYERS[7]  # no algorithm imports another

@@ -62,11 +62,13 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str], args: list[
     assert main(args) == 0
     listed = capsys.readouterr().out.split("Commands:")[1]
     assert [line.split()[0] for line in listed.strip().splitlines()] == [
-        *("list", "describe", "train", "eval", "export", "bench", "report", "zoo", "speed", "parity", "doctor")
+        *("list", "describe", "train", "eval", "export", "bench", "report", "tune", "zoo", "speed", "parity", "doctor")
     ]
 
 
-@pytest.mark.parametrize("command", ["list", "describe", "train", "eval", "export", "bench", "report", "parity", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["list", "describe", "train", "eval", "export", "bench", "report", "tune", "parity", "doctor"]
+)
 def test_every_option_tells_its_default(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert main([command, "--help"]) == 0
     listed = capsys.readouterr().out.split("Options:\n")[1]

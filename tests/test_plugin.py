@@ -95,6 +95,31 @@ def test_it_is_trained_saved_and_loaded(tmp_path):
     assert loaded.learn(100, reset_num_timesteps=False).num_timesteps >= model.num_timesteps + 100
 
 
+@pytest.mark.usefixtures("installed")
+def test_it_is_tuned(tmp_path):
+    """With its own search space, its zoo entry among the first trials, and no edit to this package."""
+    from spinup_plugins.runs.config import Layer
+    from spinup_plugins.tuning.export import export
+    from spinup_plugins.tuning.study import create, define, open_storage
+    from spinup_plugins.tuning.workers import Orders, work
+
+    values = {"n_timesteps": 60, "eval_every": 30, "eval_episodes": 1, "final_episodes": 1}
+    definition = define(
+        "cem", ["CartPole-v1"], layers=[Layer(values, ".".join)], seeds_per_trial=1, confirm_seeds=2, top=1, startup=2
+    )
+    assert (definition.algo, definition.starts) == ("cem", ["default", "zoo"])
+    where = str(tmp_path / "study.journal")
+    study = create(open_storage(where), "x", definition, until=3)
+    work(Orders(where, "x", 3))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+    assert study.trials[1].params["population"] == 20
+    outcome = export(study, tmp_path / "out", until=3)
+    entry = preset_values(get_spec("cem"), str(outcome.folder / "best.yml"), "CartPole-v1")
+    assert 4 <= entry["population"] <= 64
+    with pytest.raises(UnknownNameError, match=r"has no space 'defalt' \(did you mean 'default'\?\)"):
+        define("cem", ["CartPole-v1"], space="defalt")
+
+
 # --- several ---------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from spinup_plugins import __version__
-from spinup_plugins.cli import bench, describe, doctor, eval_, export, list_, parity, report, speed, train, zoo
+from spinup_plugins.cli import bench, describe, doctor, eval_, export, list_, parity, report, speed, train, tune, zoo
 from spinup_plugins.cli.console import complain
 
 __all__ = ["app", "main"]
@@ -32,6 +32,7 @@ app.command("eval")(eval_.command)
 app.command("export")(export.command)
 app.command("bench")(bench.command)
 app.command("report")(report.command)
+app.command("tune")(tune.command)
 app.add_typer(zoo.app, name="zoo")
 app.command("speed")(speed.command)
 app.command("parity")(parity.command)

@@ -12,4 +12,5 @@ SPEC = AlgorithmSpec(
     paper="Mannor et al. 2003, The Cross Entropy Method for Fast Policy Search",
     summary="samples policies from a Gaussian and fits it to the best of them",
     presets_path="spinup_example:cem.yml",
+    spaces_path="spinup_example:spaces.yml",
 )

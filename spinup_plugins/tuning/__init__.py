@@ -1,0 +1,1 @@
+"""Studies of hyperparameters: search spaces, objectives that respect noise, workers on many machines, confirmation."""

@@ -1,0 +1,241 @@
+"""Confirmation: the best trials race against each other and the default on seeds that no trial has seen.
+
+All candidates train with the first seeds; from then on, seed by seed, those that are clearly worse than the leader drop out
+(a one-sided paired t-test, as in F-Race: Birattari et al. 2002). The default is never dropped, so that the winner stands
+beside it on the same seeds. The race is a function of results alone: every worker works out what is wanted next.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.trial import TrialState, create_trial
+from scipy import stats
+
+from spinup_plugins.runs.statistics import bootstrap_interval, interquartile_mean
+from spinup_plugins.tuning.slots import ATTEMPTS, is_lost, slots_of
+from spinup_plugins.tuning.study import Definition, confirmation_name
+
+__all__ = ["DEFAULT", "Race", "Verdict", "candidates", "probability_of_improvement", "race", "results", "verdict"]
+
+DEFAULT = "default"
+"""The candidate that is the definition's base, untouched."""
+FIRST = 3
+"""Seeds that everybody trains with before anybody drops out."""
+WORSE = 0.05
+"""Probability under which a candidate that were as good would do so badly beside the leader."""
+
+
+class Race(NamedTuple):
+    """How a race stands.
+
+    :param wanted: candidates and seeds that are to be trained next
+    :param racing: candidates still in it
+    :param winner: the best one (which may be the default), once all seeds are done
+    """
+
+    wanted: list[tuple[str, int]]
+    racing: list[str]
+    winner: str | None
+
+
+class Verdict(NamedTuple):
+    """The winner beside the default on the same held-out seeds.
+
+    :param winner: candidate, by its trial's place in the study, counted from 0; the default if none beats it
+    :param better: whether it beats the default: the 95 % interval of their paired difference lies above 0
+    :param score: interquartile mean of its scores over seeds
+    :param interval: its 95 % bootstrap interval
+    :param default_score: likewise of the default
+    :param default_interval: likewise
+    :param difference: mean difference to the default
+    :param difference_interval: its 95 % bootstrap interval
+    :param improvement: probability that the winner with one seed beats the default with another
+    :param best: the best candidate besides the default, whether or not it beats it; None if there is none
+    """
+
+    winner: str
+    better: bool
+    score: float
+    interval: tuple[float, float]
+    default_score: float
+    default_interval: tuple[float, float]
+    difference: float
+    difference_interval: tuple[float, float]
+    improvement: float
+    best: str | None
+
+
+def candidates(study: optuna.Study, definition: Definition, until: int) -> dict[str, dict[str, Any]]:
+    """Return the default and the best trials, the default first: values by environment by candidate.
+
+    Of several objectives, the first one decides among the trials of the Pareto front. Trials that break a constraint are
+    left out.
+
+    :param study: the study
+    :param definition: its definition
+    :param until: how many of its trials count
+    """
+    slots = enumerate(slots_of(study.get_trials(deepcopy=False))[:until])
+    done = [(place, slot.trial) for place, slot in slots if slot.trial.state == TrialState.COMPLETE]
+    done = [each for each in done if all(value <= 0 for value in each[1].constraints.values())]
+    if len(definition.objectives) > 1:
+        front = {trial.number for trial in study.best_trials}
+        done = [each for each in done if each[1].number in front]
+    sign = -1 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1
+    found: dict[str, dict[str, Any]] = {DEFAULT: {env: {} for env in definition.envs}}
+    for place, trial in sorted(done, key=lambda each: (sign * each[1].values[0], each[0])):
+        if len(found) <= definition.top and trial.user_attrs["values"] not in found.values():
+            found[str(place)] = trial.user_attrs["values"]
+    return found
+
+
+def race(scores: Mapping[tuple[str, int], float], names: Sequence[str], seeds: Sequence[int]) -> Race:
+    """Work out how a race stands.
+
+    :param scores: by candidate and seed; minus infinity for a training that failed
+    :param names: candidates, :data:`DEFAULT` among them, the best first
+    :param seeds: held-out seeds, in order
+    """
+    racing = list(names)
+    for n in range(min(FIRST, len(seeds)), len(seeds) + 1):
+        wanted = [(name, seed) for seed in seeds[:n] for name in racing if (name, seed) not in scores]
+        if wanted:
+            return Race(wanted, racing, None)
+        table = {name: np.array([scores[name, seed] for seed in seeds[:n]]) for name in racing}
+        leader = max(racing, key=lambda name: _mean(table[name]))
+        racing = [name for name in racing if name in (DEFAULT, leader) or not _clearly_worse(table[name], table[leader])]
+    # Of those that are equal, the first one: it did best in the search.
+    table = {name: np.array([scores[name, seed] for seed in seeds]) for name in racing}
+    return Race([], racing, max(racing, key=lambda name: _mean(table[name])))
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(np.mean(values))
+
+
+def _clearly_worse(values: NDArray[np.float64], leader: NDArray[np.float64]) -> bool:
+    if not np.isfinite(values).all():
+        return True
+    difference = leader - values
+    if np.ptp(difference) == 0:
+        return bool(difference[0] > 0)
+    return len(values) >= 2 and bool(stats.ttest_1samp(difference, 0.0, alternative="greater").pvalue < WORSE)
+
+
+def probability_of_improvement(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """P(X > Y) + P(X = Y)/2: Mann and Whitney's statistic over the number of pairs.
+
+    :param x: sample, shape (n,), n >= 1; minus infinity is the least of all
+    :param y: sample, shape (m,), m >= 1
+    """
+    return float(stats.mannwhitneyu(x, y, method="asymptotic").statistic / (len(x) * len(y)))
+
+
+def verdict(scores: Mapping[tuple[str, int], float], names: Sequence[str], seeds: Sequence[int]) -> Verdict | None:
+    """Compare the winner of a race with the default; None while the race is on.
+
+    :param scores: see :func:`race`
+    :param names: see :func:`race`
+    :param seeds: see :func:`race`
+    """
+    standing = race(scores, names, seeds)
+    if standing.winner is None:
+        return None
+    table = {name: np.array([scores[name, seed] for seed in seeds]) for name in standing.racing}
+    others = [name for name in standing.racing if name != DEFAULT]
+    best = max(others, key=lambda name: _mean(table[name])) if others else None
+    default = table[DEFAULT]
+    # A training that failed is worth no more than the worst one that did not.
+    finite = np.concatenate([each[np.isfinite(each)] for each in table.values()])
+    floor = float(finite.min()) if len(finite) else 0.0
+    clipped = {name: np.where(np.isfinite(each), each, floor) for name, each in table.items()}
+    chosen = clipped[best] if best is not None else clipped[DEFAULT]
+    difference = chosen - clipped[DEFAULT]
+    interval = _interval(difference, np.mean)
+    better = best is not None and bool(np.isfinite(table[best]).all()) and interval[0] > 0
+    return Verdict(
+        winner=best if better and best is not None else DEFAULT,
+        better=better,
+        score=float(interquartile_mean(chosen)),
+        interval=_interval(chosen, interquartile_mean),
+        default_score=float(interquartile_mean(clipped[DEFAULT])),
+        default_interval=_interval(clipped[DEFAULT], interquartile_mean),
+        difference=_mean(difference),
+        difference_interval=interval,
+        improvement=probability_of_improvement(table[best] if best is not None else default, default),
+        best=best,
+    )
+
+
+def _interval(values: NDArray[np.float64], statistic: Any) -> tuple[float, float]:
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    return bootstrap_interval(values, statistic)
+
+
+# --- in the storage ---------------------------------------------------------------------------------------------------
+
+
+def open_confirmation(study: optuna.Study) -> optuna.Study:
+    """Return the study that holds the confirmation of a study; each of its trials is a candidate with a seed."""
+    return optuna.create_study(
+        storage=study._storage, study_name=confirmation_name(study.study_name), direction="maximize", load_if_exists=True
+    )
+
+
+def results(held: optuna.Study) -> dict[tuple[str, int], float]:
+    """Return scores by candidate and seed; minus infinity for what failed, or was lost too often.
+
+    :param held: see :func:`open_confirmation`
+    """
+    found: dict[tuple[str, int], float] = {}
+    lost: dict[tuple[str, int], int] = {}
+    for trial in held.get_trials(deepcopy=False):
+        pair = _pair(trial)
+        if pair in found or "void" in trial.user_attrs:
+            continue
+        if trial.state == TrialState.COMPLETE:
+            found[pair] = float(trial.value if trial.value is not None else -np.inf)
+        elif is_lost(trial):
+            lost[pair] = lost.get(pair, 0) + 1
+            if lost[pair] >= ATTEMPTS:
+                found[pair] = -np.inf
+        elif trial.state == TrialState.FAIL:
+            found[pair] = -np.inf
+    return found
+
+
+def claimed(held: optuna.Study) -> set[tuple[str, int]]:
+    """Return candidates and seeds that somebody trains."""
+    running = (trial for trial in held.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING)
+    return {_pair(trial) for trial in running if "void" not in trial.user_attrs}
+
+
+def claim(held: optuna.Study, candidate: str, seed: int, worker: dict[str, Any]) -> int | None:
+    """Begin to train a candidate with a seed; None if somebody else was quicker.
+
+    :param held: see :func:`open_confirmation`
+    :param candidate: which
+    :param seed: a held-out seed
+    :param worker: who does it
+    :return: the trial's id in the storage
+    """
+    attributes = {"candidate": candidate, "seed": seed, "worker": worker}
+    template = create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+    trial_id = held._storage.create_new_trial(held._study_id, template_trial=template)
+    for trial in held.get_trials(deepcopy=False):
+        counts = _pair(trial) == (candidate, seed) and "void" not in trial.user_attrs and not is_lost(trial)
+        if counts and trial._trial_id != trial_id:
+            held._storage.set_trial_user_attr(trial_id, "void", True)
+            held._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            return None
+        if trial._trial_id == trial_id:
+            return trial_id
+    return None
+
+
+def _pair(trial: optuna.trial.FrozenTrial) -> tuple[str, int]:
+    return trial.user_attrs["candidate"], trial.user_attrs["seed"]
