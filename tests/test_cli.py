@@ -62,7 +62,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str], args: list[
     assert main(args) == 0
     listed = capsys.readouterr().out.split("Commands:")[1]
     assert [line.split()[0] for line in listed.strip().splitlines()] == [
-        *("list", "describe", "train", "eval", "export", "bench", "report", "tune", "zoo", "speed", "parity", "doctor")
+        *("list", "describe", "train", "eval", "export", "bench", "report", "tune", "speed", "parity", "doctor", "zoo")
     ]
 
 

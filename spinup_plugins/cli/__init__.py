@@ -33,10 +33,10 @@ app.command("export")(export.command)
 app.command("bench")(bench.command)
 app.command("report")(report.command)
 app.command("tune")(tune.command)
-app.add_typer(zoo.app, name="zoo")
 app.command("speed")(speed.command)
 app.command("parity")(parity.command)
 app.command("doctor")(doctor.command)
+app.add_typer(zoo.app, name="zoo")
 
 
 def _show_version(wanted: bool) -> None:
