@@ -18,13 +18,21 @@ if TYPE_CHECKING:
     from spinup_plugins.runs.bench import Cell, Outcome, Progress
     from spinup_plugins.runs.results import Result
 
-__all__ = ["command", "run_grid", "seed_numbers"]
+__all__ = ["Algos", "Envs", "Jobs", "Seeds", "command", "run_grid", "seed_numbers"]
+
+Algos = Annotated[str, typer.Argument(metavar="ALGOS", help="Algorithms, with commas between them.", show_default=False)]
+Envs = Annotated[str, typer.Argument(metavar="ENVS", help="Gymnasium ids, with commas between them.", show_default=False)]
+Seeds = Annotated[str, typer.Option(help="How many seeds, from 0 on; or the seeds, with commas between them.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option("-j", "--jobs", help="Runs at a time, a process with one thread each. Default: one per core."),
+]
 
 
 def command(
-    algos: Annotated[str, typer.Argument(metavar="ALGOS", help="Algorithms, with commas between them.", show_default=False)],
-    envs: Annotated[str, typer.Argument(metavar="ENVS", help="Gymnasium ids, with commas between them.", show_default=False)],
-    seeds: Annotated[str, typer.Option(help="How many seeds, from 0 on; or the seeds, with commas between them.")] = "3",
+    algos: Algos,
+    envs: Envs,
+    seeds: Seeds = "3",
     preset: Annotated[
         str | None,
         typer.Option(
@@ -66,10 +74,7 @@ def command(
     final_episodes: Annotated[
         int | None, typer.Option(help="Episodes of the evaluation after training. Default: --config's, else 100.")
     ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option("-j", "--jobs", help="Runs at a time, a process with one thread each. Default: one per core."),
-    ] = None,
+    jobs: Jobs = None,
     ray: Annotated[
         str | None,
         typer.Option(

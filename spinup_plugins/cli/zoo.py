@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from spinup_plugins.cli.bench import run_grid, seed_numbers
+from spinup_plugins.cli.bench import Algos, Envs, Jobs, Seeds, run_grid, seed_numbers
 from spinup_plugins.cli.console import Debug, complain, number, reporting, show
 from spinup_plugins.errors import ConfigError
 
@@ -33,7 +33,7 @@ Envs = Annotated[
 
 
 @app.command("list")
-def list_(algos: Algos = None, envs: Envs = None, debug: Debug = False) -> None:
+def list_(algos: AnyAlgos = None, envs: AnyEnvs = None, debug: Debug = False) -> None:
     """List what the zoo has: budgets, returns over seeds, and whether an agent comes with it."""
     with reporting(debug):
         from spinup_plugins.runs.agent import published
@@ -85,13 +85,10 @@ def show_(
 
 @app.command("train")
 def train(
-    algos: Annotated[str, typer.Argument(metavar="ALGOS", help="Algorithms, with commas between them.", show_default=False)],
-    envs: Annotated[str, typer.Argument(metavar="ENVS", help="Gymnasium ids, with commas between them.", show_default=False)],
-    seeds: Annotated[str, typer.Option(help="How many seeds, from 0 on; or the seeds, with commas between them.")] = "3",
-    jobs: Annotated[
-        int | None,
-        typer.Option("-j", "--jobs", help="Runs at a time, a process with one thread each. Default: one per core."),
-    ] = None,
+    algos: Algos,
+    envs: Envs,
+    seeds: Seeds = "3",
+    jobs: Jobs = None,
     ray: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Run on a Ray cluster instead, as of 'spinup bench'. Default: off."),
@@ -134,8 +131,8 @@ def train(
 
 @app.command("verify")
 def verify(
-    algos: Algos = None,
-    envs: Envs = None,
+    algos: AnyAlgos = None,
+    envs: AnyEnvs = None,
     episodes: Annotated[int, typer.Option("-n", "--episodes", min=2, help="Episodes to play with each agent.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of their initial states.")] = 0,
     debug: Debug = False,
