@@ -22,11 +22,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Algos = Annotated[
+AnyAlgos = Annotated[
     str | None,
     typer.Argument(metavar="[ALGOS]", help="Algorithms, with commas between them. Default: all.", show_default=False),
 ]
-Envs = Annotated[
+AnyEnvs = Annotated[
     str | None,
     typer.Argument(metavar="[ENVS]", help="Gymnasium ids, with commas between them. Default: all.", show_default=False),
 ]
