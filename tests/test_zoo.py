@@ -76,6 +76,7 @@ def test_the_seed_in_the_middle_is_published(zoo: Path) -> None:
     assert f"seed {agent.card.seed}, the one in the middle of 3" in card
     assert agent.hash in card
     assert "by hand" in card
+    assert f"torch {agent.card.training['versions']['torch']}" in card
     episodes = json.loads((folder / "evaluation.json").read_text())
     assert agent.card.scores == episodes
     assert len(episodes["returns"]) == 100

@@ -60,7 +60,8 @@ def card(entry: Entry, config: RunConfig, results: Sequence[Result]) -> str:
     over_seeds = final_summary(results)
     seeds = ", ".join(f"{each.seed}: {float(np.mean(each.final)):.5g}" for each in results)
     interval = "" if over_seeds.interval is None else " (95 % interval {:.5g} to {:.5g})".format(*over_seeds.interval)
-    versions = ", ".join(f"{name} {value}" for name, value in config.versions.items())
+    assert agent.card.training is not None, "export() wrote the run's configuration"
+    versions = ", ".join(f"{name} {value}" for name, value in agent.card.training["versions"].items())
     return f"""# {entry.algo.upper()} on {entry.env}
 
 | | |
