@@ -145,7 +145,7 @@ CASES = (
     Case("ddpg", "Pendulum-v1", kwargs=_NARROW, asked=_asked(4, 7)),
     # Images go by the torch tier.
     Case("ppo", "spinup/MovingImage-v0", kwargs={"n_steps": 128, "n_epochs": 4}, asked={"torch": 1.3}),
-    Case("sac", "spinup/MovingImageContinuous-v0", kwargs={"batch_size": 64, "buffer_size": 5_000}, asked={"torch": 1.3}),
+    Case("sac", "spinup/BoxImage-v0", kwargs={"batch_size": 64, "buffer_size": 5_000}, asked={"torch": 1.3}),
 )
 """What is measured unless something else is asked for: Stable-Baselines3's defaults but for what stands here."""
 

@@ -73,7 +73,7 @@ class MovingImage(gym.Env[np.ndarray[Any, Any], Any]):
 
 if "spinup/MovingImage-v0" not in gym.registry:
     gym.register("spinup/MovingImage-v0", lambda **kwargs: MovingImage(**kwargs))
-    gym.register("spinup/MovingImageContinuous-v0", lambda **kwargs: MovingImage(continuous=True, **kwargs))
+    gym.register("spinup/BoxImage-v0", lambda **kwargs: MovingImage(continuous=True, **kwargs))
 
 
 class Ratio(NamedTuple):
