@@ -301,7 +301,8 @@ def test_the_environment_is_the_one_it_was_trained_on(wrapped: Path) -> None:
     expected, _ = model.predict(np.array(observations), deterministic=True)
     for seen in (observations, env.get_original_obs()):  # an agent's own environments say that they have normalised
         np.testing.assert_array_equal(agent.predict(seen, deterministic=True)[0], expected)
-    np.testing.assert_array_equal(agent.predict(observations[1], deterministic=True)[0], expected[1])
+    # One row and three are other products to NumPy, which may round otherwise.
+    np.testing.assert_allclose(agent.predict(observations[1], deterministic=True)[0], expected[1], rtol=1e-5)
     step = env.step(expected)
     assert np.abs(step[1]).max() > 0.5, "in the environment's units"
     mean, _ = evaluate_policy(agent, env, 2)
