@@ -1,11 +1,12 @@
 """Writing files whole: one is either complete or absent, so nobody ever reads half of it."""
 
+import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "write_text"]
+__all__ = ["replacing", "write_csv", "write_text"]
 
 
 @contextmanager
@@ -34,3 +35,14 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write ``rows`` to ``path`` as CSV in UTF-8, all of them or nothing.
+
+    :param path: file to create or replace
+    :param rows: the header first
+    :raises OSError: the folder cannot be written to
+    """
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)

@@ -1,9 +1,10 @@
 """Where the data that the code ships lives: inside an installed wheel, or at the top of a checkout."""
 
+from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["data_dir"]
+__all__ = ["data_dir", "packaged"]
 
 
 def data_dir(name: Literal["zoo", "tuning"]) -> Path:
@@ -15,3 +16,12 @@ def data_dir(name: Literal["zoo", "tuning"]) -> Path:
     package = Path(__file__).parent
     installed = package / "_data" / name
     return installed if installed.is_dir() else package.parent / name
+
+
+def packaged(path: str) -> Path:
+    """Return a file inside an installed package.
+
+    :param path: ``"package:path/within/it"``
+    """
+    package, _, inner = path.partition(":")
+    return Path(str(resources.files(package).joinpath(inner)))

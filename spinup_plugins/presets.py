@@ -1,16 +1,15 @@
 """Presets: named sets of values that a run or a model begins with, as plain data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
-from importlib import resources
 from pathlib import Path
 from sys import modules
 from typing import TYPE_CHECKING, Any
 
 from spinup_plugins.envs.kinds import VecEnvKind
 from spinup_plugins.errors import ConfigError, UnknownNameError, nearest
-from spinup_plugins.paths import data_dir
-from spinup_plugins.yaml_files import Locate, load_yaml
+from spinup_plugins.paths import data_dir, packaged
+from spinup_plugins.yaml_files import EXTENDS, extended, load_yaml
 
 if TYPE_CHECKING:
     from spinup_plugins.registry import AlgorithmSpec
@@ -31,9 +30,6 @@ RUN_KEYS: dict[str, Any] = {
     "provenance": str,
 }
 """What an entry of the zoo or a preset file may hold besides constructor arguments, and its types."""
-
-EXTENDS = "extends"
-"""Names another entry of the file, whose values lie beneath an entry's own."""
 
 
 def preset_values(spec: "AlgorithmSpec", preset: str | None, env_id: str | None) -> dict[str, Any]:
@@ -87,8 +83,7 @@ def zoo_entries(spec: "AlgorithmSpec") -> list[str]:
 
 def _zoo_file(spec: "AlgorithmSpec") -> Path:
     if spec.presets_path is not None:
-        package, _, path = spec.presets_path.partition(":")
-        return Path(str(resources.files(package).joinpath(path)))
+        return packaged(spec.presets_path)
     file = data_dir("zoo") / "hyperparams" / f"{spec.name}.yml"
     if spec.distribution or not file.is_file():
         raise UnknownNameError(f"algorithm {spec.name!r} has no preset 'zoo'")
@@ -105,29 +100,20 @@ def _entry(spec: "AlgorithmSpec", file: Path, env_id: str | None, *, alone: bool
 
     entries, locate = load_yaml(file)
     env_id = env_id.rpartition(":")[2] if env_id else ""
-    listed = _listed(entries) if not alone else [*entries]
+    listed = [*entries] if alone else _listed(entries)
     name = env_id if env_id in listed else "default"
-    names: list[str] = []
     if name in entries:
-        names = _extended(entries, name, locate)
-    elif not alone:
+        layers, place = extended(entries, name, locate)
+    elif alone:
+        layers, place = [entries], locate
+    else:
         whom = f"environment {env_id!r}" if env_id else "an environment without an id"
         raise ConfigError(f"{file} has no entry for {whom}{nearest(env_id, listed)}; there are {', '.join(listed)}")
-    parts: list[Any] = [(each, entries[each]) for each in names] or [(None, entries)]
-    for above, part in parts:
-        if not isinstance(part, dict):
-            raise ConfigError(f"{locate((above,) if above else ())}: expected a mapping of arguments, found {part!r}")
-    if not alone and "provenance" not in parts[0][1]:
+    if not alone and "provenance" not in layers[-1]:
         raise ConfigError(f"{locate((name,))}: the entry does not tell its 'provenance'")
-
-    def place(keys: Sequence[str]) -> str:
-        """Name the line of the entry, or of the nearest one that it extends, that has the key."""
-        above = next((above for above, part in parts if keys and keys[0] in part), names[0] if names else None)
-        return locate((above, *keys) if above else tuple(keys))
-
     entry: dict[str, Any] = {}
-    for _, part in reversed(parts):
-        entry = merge_values(entry, {key: value for key, value in part.items() if key != EXTENDS or not names})
+    for layer in layers:
+        entry = merge_values(entry, layer)
     for key in [key for key in entry if key in RUN_KEYS]:
         entry[key] = schema.check_value(key, entry[key], RUN_KEYS[key], place((key,)))
     resolve_wrappers(entry.get("wrappers", ()), where=place(("wrappers",)))
@@ -140,18 +126,3 @@ def _listed(entries: Mapping[str, Any]) -> list[str]:
     """Names of the entries that are for environments: those that others only extend tell no provenance."""
     extended = {entry[EXTENDS] for entry in entries.values() if isinstance(entry, Mapping) and EXTENDS in entry}
     return [name for name, entry in entries.items() if name not in extended or "provenance" in entry]
-
-
-def _extended(entries: Mapping[str, Any], name: str, locate: Locate) -> list[str]:
-    """Return ``name`` and what it extends, the nearest first."""
-    names = [name]
-    while isinstance(entry := entries[names[-1]], Mapping) and EXTENDS in entry:
-        base, where = entry[EXTENDS], locate((names[-1], EXTENDS))
-        if not isinstance(base, str) or base not in entries:
-            raise ConfigError(f"{where}: there is no entry {base!r} to extend{nearest(str(base), entries)}")
-        if base in names:
-            others = names[names.index(base) + 1 :]
-            way = f", by way of {' and '.join(map(repr, others))}" if others else ""
-            raise ConfigError(f"{where}: {base!r} extends itself{way}")
-        names.append(base)
-    return names

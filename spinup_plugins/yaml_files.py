@@ -14,12 +14,15 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from spinup_plugins.errors import ConfigError
+from spinup_plugins.errors import ConfigError, nearest
 
-__all__ = ["Locate", "dump_yaml", "load_yaml", "nested", "parse_yaml", "scalars"]
+__all__ = ["EXTENDS", "Locate", "dump_yaml", "extended", "load_yaml", "nested", "parse_yaml", "scalars"]
 
 Locate: TypeAlias = Callable[[Sequence[str]], str]
 """Maps a path of keys, such as ``("CartPole-v1", "gamma")``, to the ``"file:line"`` it stands on."""
+
+EXTENDS = "extends"
+"""Names another entry of the file, whose values lie beneath an entry's own."""
 
 
 class _Representer(RoundTripRepresenter):
@@ -73,6 +76,39 @@ def parse_yaml(text: str, source: str) -> Any:
     :raises ConfigError: it is not YAML, or holds more than plain data
     """
     return _parse(text, source)[0]
+
+
+def extended(
+    entries: Mapping[str, Any], name: str, locate: Locate, what: str = "entry"
+) -> tuple[list[dict[str, Any]], Locate]:
+    """Follow :data:`EXTENDS` from an entry to those that it lies upon.
+
+    :param entries: all entries of a file
+    :param name: the one to begin with
+    :param locate: places in that file
+    :param what: what an entry is called in an error
+    :return: their values without the key itself, the undermost first; and a map from a path of keys within an entry to the
+        line of the nearest one that has the key
+    :raises ConfigError: one of them is no mapping, or is not there, or extends itself
+    """
+    names = [name]
+    while isinstance(entry := entries[names[-1]], Mapping) and EXTENDS in entry:
+        base, where = entry[EXTENDS], locate((names[-1], EXTENDS))
+        if not isinstance(base, str) or base not in entries:
+            raise ConfigError(f"{where}: there is no {what} {base!r} to extend{nearest(str(base), entries)}")
+        if base in names:
+            others = names[names.index(base) + 1 :]
+            way = f", by way of {' and '.join(map(repr, others))}" if others else ""
+            raise ConfigError(f"{where}: {base!r} extends itself{way}")
+        names.append(base)
+    for each in names:
+        if not isinstance(entries[each], dict):
+            raise ConfigError(f"{locate((each,))}: expected a mapping of arguments, found {entries[each]!r}")
+
+    def place(keys: Sequence[str]) -> str:
+        return locate((next((each for each in names if keys and keys[0] in entries[each]), name), *keys))
+
+    return [{key: value for key, value in entries[each].items() if key != EXTENDS} for each in reversed(names)], place
 
 
 def scalars(path: Path) -> dict[str, str]:

@@ -12,8 +12,8 @@ from spinup_plugins.cli import main
 from spinup_plugins.errors import UnknownNameError
 from spinup_plugins.runs import references
 from spinup_plugins.runs.agent import published
-from spinup_plugins.runs.results import Result
-from spinup_plugins.zoo.catalog import Entry, entries, final_summary, median_result
+from spinup_plugins.runs.results import Result, final_summary
+from spinup_plugins.zoo.catalog import Entry, entries, median_result
 from spinup_plugins.zoo.table import GOALS, goal
 from spinup_plugins.zoo.verify import verify
 

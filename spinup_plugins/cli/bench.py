@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from spinup_plugins.cli.console import Debug, assignments, complain, number, option_name, reporting
+from spinup_plugins.cli.console import Debug, assignments, clock, complain, number, option_name, reporting
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.yaml_files import parse_yaml
 
@@ -190,8 +189,7 @@ def _table(cells: "Sequence[Cell]", outcomes: "Sequence[Outcome]", progress: "Pr
     """What stands where: runs of each algorithm on each environment."""
     left = f"{progress.steps:,} of {progress.total:,} steps"
     if progress.eta is not None:
-        hours, seconds = divmod(int(progress.eta), 3600)
-        left += f", {hours}:{seconds // 60:02}:{seconds % 60:02} left"
+        left += f", {clock(progress.eta)} left"
     table = Table(title=left, box=None, padding=(0, 2, 0, 0))
     for name in ("algorithm", "environment", "finished", "failed", "running"):
         table.add_column(name, justify="left" if name in ("algorithm", "environment") else "right")
@@ -209,7 +207,7 @@ def _table(cells: "Sequence[Cell]", outcomes: "Sequence[Outcome]", progress: "Pr
 
 def _summary(cells: "Sequence[Cell]", found: "dict[Path, list[Result]]") -> Table:
     """Final returns over seeds: interquartile mean of the runs' means, with its bootstrap interval."""
-    from spinup_plugins.runs.statistics import summarise
+    from spinup_plugins.runs.results import final_summary
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("algorithm", "environment", "seeds", "return (IQM)", "95 % interval"):
@@ -217,7 +215,7 @@ def _summary(cells: "Sequence[Cell]", found: "dict[Path, list[Result]]") -> Tabl
     seen = {cell.folder.parent: _key(cell) for cell in cells}
     for home, (algo, env) in seen.items():
         if results := found.get(home):
-            summary = summarise([float(np.mean(result.final)) for result in results])
+            summary = final_summary(results)
             interval = "" if summary.interval is None else " to ".join(map(number, summary.interval))
             table.add_row(algo, env, str(summary.n), number(summary.iqm), interval)
     return table

@@ -17,7 +17,18 @@ from spinup_plugins.yaml_files import nested, parse_yaml
 if TYPE_CHECKING:
     from spinup_plugins.runs.evaluation import Evaluation
 
-__all__ = ["Debug", "assignments", "complain", "episodes", "number", "option_name", "reporting", "show", "show_evaluation"]
+__all__ = [
+    "Debug",
+    "assignments",
+    "clock",
+    "complain",
+    "episodes",
+    "number",
+    "option_name",
+    "reporting",
+    "show",
+    "show_evaluation",
+]
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Default: off, one line.")]
 """The option that every command has."""
@@ -97,6 +108,12 @@ def option_name(keys: Sequence[str]) -> str:
 def number(value: float) -> str:
     """Write a return or a score with the digits that matter."""
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """Write a span of time as ``h:mm:ss``."""
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
 
 
 def episodes(n: int) -> str:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from spinup_plugins.cli.console import Debug, assignments, complain, number, option_name, reporting, show
+from spinup_plugins.cli.console import Debug, assignments, clock, complain, number, option_name, reporting, show
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.yaml_files import parse_yaml
 
@@ -248,7 +249,7 @@ def _run(
             shown.wait()
     slots = slots_of(study.get_trials(deepcopy=False))[: orders.until]
     console = Console(highlight=False)
-    done = ", ".join(f"{n} {state}" for state, n in _states(slots).items())
+    done = ", ".join(f"{n} {state}" for state, n in Counter(slot.trial.state.name.lower() for slot in slots).items())
     console.print(f"{definition.algo} on {', '.join(definition.envs)}: {done}", style="bold", soft_wrap=True)
     for place, slot in enumerate(slots):
         if slot.error:
@@ -290,14 +291,6 @@ def _spelled(value: float, interval: Sequence[float]) -> str:
     return f"{number(value)} (95 % interval {number(interval[0])} to {number(interval[1])})"
 
 
-def _states(slots: "Sequence[Slot]") -> dict[str, int]:
-    counted: dict[str, int] = {}
-    for slot in slots:
-        name = slot.trial.state.name.lower()
-        counted[name] = counted.get(name, 0) + 1
-    return counted
-
-
 def _table(
     study: "optuna.Study", definition: "Definition", slots: "Sequence[Slot]", until: int, elapsed: float, workers: int
 ) -> Table:
@@ -310,7 +303,7 @@ def _table(
     if scores:
         title += f", best {definition.objectives[0]} {number(better(scores))}"
     if done and len(done) < until:
-        title += f", {_clock(elapsed / len(done) * (until - len(done)))} left"
+        title += f", {clock(elapsed / len(done) * (until - len(done)))} left"
     table = Table(title=title, box=None, padding=(0, 2, 0, 0))
     for name in ("trial", "state", "seeds", definition.objectives[0], "left"):
         table.add_column(name, justify="left" if name == "state" else "right")
@@ -323,7 +316,7 @@ def _table(
         left = ""
         if trial.state.name == "RUNNING" and steps and trial.datetime_start is not None:
             spent = time.time() - trial.datetime_start.timestamp()
-            left = _clock(spent / steps * (definition.timesteps - steps))
+            left = clock(spent / steps * (definition.timesteps - steps))
         seeds = f"{len(trial.user_attrs.get('runs', ())) // len(definition.envs)}/{runs // len(definition.envs)}"
         state = trial.state.name.lower()
         table.add_row(str(place), state, seeds, "" if value is None else number(value), left)
@@ -334,11 +327,6 @@ def _table(
         standing = confirm.race(results, list(confirm.candidates(study, definition, until)), definition.held_out)
         table.caption = f"confirming: {len(results)} trainings done, {len(standing.racing)} candidates in the race"
     return table
-
-
-def _clock(seconds: float) -> str:
-    hours, rest = divmod(int(seconds), 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
 
 
 def _require_dashboard() -> None:

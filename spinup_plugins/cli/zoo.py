@@ -37,7 +37,8 @@ def list_(algos: AnyAlgos = None, envs: AnyEnvs = None, debug: Debug = False) ->
     """List what the zoo has: budgets, returns over seeds, and whether an agent comes with it."""
     with reporting(debug):
         from spinup_plugins.runs.agent import published
-        from spinup_plugins.zoo.catalog import entries, final_summary
+        from spinup_plugins.runs.results import final_summary
+        from spinup_plugins.zoo.catalog import entries
 
         table = Table(box=None, padding=(0, 2, 0, 0))
         for name in ("algo", "environment", "steps", "seeds", "IQM [95 % interval]", "agent"):
@@ -65,8 +66,9 @@ def show_(
     """Show one entry: its values and where they come from, what it reaches, its agent, and how to use it."""
     with reporting(debug):
         from spinup_plugins.runs.agent import published
+        from spinup_plugins.runs.results import final_summary
         from spinup_plugins.yaml_files import dump_yaml
-        from spinup_plugins.zoo.catalog import entries, final_summary
+        from spinup_plugins.zoo.catalog import entries
 
         (entry,) = entries([algo], [env])
         console = Console(highlight=False)

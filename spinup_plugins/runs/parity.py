@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spinup_plugins.atomic import replacing, write_text
+from spinup_plugins.atomic import replacing, write_csv, write_text
 from spinup_plugins.errors import ConfigError, UnknownNameError, nearest
 from spinup_plugins.runs.pool import Ended, Job, run_jobs, serve
 from spinup_plugins.runs.statistics import Estimate
@@ -181,8 +181,7 @@ def write_curve(path: Path, curve: Curve) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [(str(step), "" if np.isnan(value) else f"{value:.6g}") for step, value in zip(*curve[:2], strict=True)]
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("steps", "return"), *rows, ("final", f"{curve.final:.6g}")])
+    write_csv(path, [("steps", "return"), *rows, ("final", f"{curve.final:.6g}")])
 
 
 def read_curve(path: Path) -> Curve:

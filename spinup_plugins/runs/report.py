@@ -1,6 +1,5 @@
 """Comparing runs: learning curves, final returns and what follows from them, as a page, figures and tables."""
 
-import csv
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spinup_plugins.atomic import replacing, write_text
+from spinup_plugins.atomic import replacing, write_csv, write_text
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.runs import figures, pages, references
 from spinup_plugins.runs.files import file_name
@@ -292,8 +291,8 @@ def report(
         for name, data in images.items():
             with replacing(out / name) as temporary:
                 temporary.write_bytes(data)
-        _write_csv(out / "final.csv", _final_rows(comparison))
-        _write_csv(out / "curves.csv", _curve_rows(comparison))
+        write_csv(out / "final.csv", _final_rows(comparison))
+        write_csv(out / "curves.csv", _curve_rows(comparison))
         blocks = pages.blocks(comparison, images, fractions)
         write_text(out / "README.md", pages.markdown(blocks))
         write_text(out / "index.html", pages.page(blocks, images))
@@ -322,11 +321,6 @@ def _draw(drawing: "figures.Drawing", comparison: Comparison) -> dict[str, bytes
     if comparison.pairs:
         images["improvement.png"] = drawing.improvement(comparison)
     return images
-
-
-def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def _final_rows(comparison: Comparison) -> Iterable[Sequence[object]]:

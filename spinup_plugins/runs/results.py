@@ -3,7 +3,7 @@
 import csv
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile, is_zipfile
@@ -11,16 +11,18 @@ from zipfile import BadZipFile, is_zipfile
 import numpy as np
 from numpy.typing import NDArray
 
-from spinup_plugins.atomic import replacing
+from spinup_plugins.atomic import write_csv
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.runs.config import load
 from spinup_plugins.runs.files import CONFIG, EVALUATION
+from spinup_plugins.runs.statistics import Summary, summarise
 
 __all__ = [
     "CURVE",
     "EVALUATIONS",
     "FINAL",
     "Result",
+    "final_summary",
     "logged_seconds",
     "read_evaluations",
     "read_results",
@@ -114,6 +116,14 @@ def logged_seconds(progress: Path, timesteps: NDArray[np.int64]) -> NDArray[np.f
     return found
 
 
+def final_summary(results: Sequence[Result]) -> Summary:
+    """Describe what runs came to: one number for each seed, its mean return after training.
+
+    :param results: at least one
+    """
+    return summarise([float(np.mean(result.final)) for result in results])
+
+
 def write_results(folder: Path, results: Iterable[Result]) -> None:
     """Write results to ``curve.csv`` and ``final.csv``, whole or not at all.
 
@@ -129,8 +139,7 @@ def write_results(folder: Path, results: Iterable[Result]) -> None:
     ]
     final = [(result.seed, i, f"{value:.6g}") for result in ordered for i, value in enumerate(result.final)]
     for name, rows in ((CURVE, curve), (FINAL, final)):
-        with replacing(folder / name) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([_COLUMNS[name].split(","), *rows])
+        write_csv(folder / name, [_COLUMNS[name].split(","), *rows])
 
 
 def read_results(folder: Path) -> list[Result]:

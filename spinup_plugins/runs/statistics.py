@@ -33,6 +33,7 @@ __all__ = [
     "on_grid",
     "performance_profile",
     "pooled_iqm",
+    "probability_of_improvement",
     "stratified_band",
     "summarise",
 ]
@@ -201,10 +202,19 @@ def performance_profile(
     return np.asarray(fractions(*exceeding, axis=-1)), stratified_band(exceeding, fractions)
 
 
+def probability_of_improvement(x: NDArray[np.float64], y: NDArray[np.float64], axis: int = -1) -> Any:
+    """P(X > Y) + P(X = Y)/2 on one environment (3): the statistic U of Mann and Whitney over the number of pairs.
+
+    :param x: one score per run of X, (..., N); minus infinity is the least of all
+    :param y: one score per run of Y, (..., K)
+    :param axis: that of the runs
+    :return: (...)
+    """
+    return stats.mannwhitneyu(x, y, axis=axis, method="asymptotic").statistic / (x.shape[axis] * y.shape[axis])
+
+
 def improvement(x: Sequence[NDArray[np.float64]], y: Sequence[NDArray[np.float64]]) -> Estimate:
     """Probability that a run of X scores more than one of Y on the same environment (3), with its interval (4).
-
-    The sum over pairs is the statistic U of Mann and Whitney.
 
     :param x: one score per run of X, (N_m,) for each environment
     :param y: one score per run of Y, (K_m,) for the same environments in the same order
@@ -212,13 +222,7 @@ def improvement(x: Sequence[NDArray[np.float64]], y: Sequence[NDArray[np.float64
 
     def probability(*samples: NDArray[np.float64], axis: int) -> Any:
         pairs = zip(samples[: len(x)], samples[len(x) :], strict=True)
-        return np.mean(
-            [
-                stats.mannwhitneyu(a, b, axis=axis, method="asymptotic").statistic / (a.shape[axis] * b.shape[axis])
-                for a, b in pairs
-            ],
-            axis=0,
-        )
+        return np.mean([probability_of_improvement(a, b, axis) for a, b in pairs], axis=0)
 
     return Estimate.over([*x, *y], probability)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState, create_trial
 from scipy import stats
 
-from spinup_plugins.runs.statistics import bootstrap_interval, interquartile_mean
+from spinup_plugins.runs.statistics import Estimate, probability_of_improvement
 from spinup_plugins.tuning.slots import ATTEMPTS, is_lost, slots_of
 from spinup_plugins.tuning.study import Definition, confirmation_name
 
@@ -125,15 +125,6 @@ def _clearly_worse(values: NDArray[np.float64], leader: NDArray[np.float64]) -> 
     return len(values) >= 2 and bool(stats.ttest_1samp(difference, 0.0, alternative="greater").pvalue < WORSE)
 
 
-def probability_of_improvement(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """P(X > Y) + P(X = Y)/2: Mann and Whitney's statistic over the number of pairs.
-
-    :param x: sample, shape (n,), n >= 1; minus infinity is the least of all
-    :param y: sample, shape (m,), m >= 1
-    """
-    return float(stats.mannwhitneyu(x, y, method="asymptotic").statistic / (len(x) * len(y)))
-
-
 def verdict(scores: Mapping[tuple[str, int], float], names: Sequence[str], seeds: Sequence[int]) -> Verdict | None:
     """Compare the winner of a race with the default; None while the race is on.
 
@@ -154,26 +145,23 @@ def verdict(scores: Mapping[tuple[str, int], float], names: Sequence[str], seeds
     clipped = {name: np.where(np.isfinite(each), each, floor) for name, each in table.items()}
     chosen = clipped[best] if best is not None else clipped[DEFAULT]
     difference = chosen - clipped[DEFAULT]
-    interval = _interval(difference, np.mean)
-    better = best is not None and bool(np.isfinite(table[best]).all()) and interval[0] > 0
+    ours, theirs, gain = Estimate.of(chosen), Estimate.of(clipped[DEFAULT]), Estimate.of(difference, np.mean)
+    assert ours.interval is not None, "a confirmation has two seeds at least"
+    assert theirs.interval is not None, "likewise"
+    assert gain.interval is not None, "likewise"
+    better = best is not None and bool(np.isfinite(table[best]).all()) and gain.interval[0] > 0
     return Verdict(
         winner=best if better and best is not None else DEFAULT,
         better=better,
-        score=float(interquartile_mean(chosen)),
-        interval=_interval(chosen, interquartile_mean),
-        default_score=float(interquartile_mean(clipped[DEFAULT])),
-        default_interval=_interval(clipped[DEFAULT], interquartile_mean),
-        difference=_mean(difference),
-        difference_interval=interval,
-        improvement=probability_of_improvement(table[best] if best is not None else default, default),
+        score=ours.value,
+        interval=ours.interval,
+        default_score=theirs.value,
+        default_interval=theirs.interval,
+        difference=gain.value,
+        difference_interval=gain.interval,
+        improvement=float(probability_of_improvement(table[best] if best is not None else default, default)),
         best=best,
     )
-
-
-def _interval(values: NDArray[np.float64], statistic: Any) -> tuple[float, float]:
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    return bootstrap_interval(values, statistic)
 
 
 # --- in the storage ---------------------------------------------------------------------------------------------------

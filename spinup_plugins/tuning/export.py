@@ -1,6 +1,5 @@
 """What a study leaves behind: its definition, trials and confirmation as CSV, the winner as a preset, plots and a report."""
 
-import csv
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from spinup_plugins import registry
-from spinup_plugins.atomic import replacing, write_text
+from spinup_plugins.atomic import replacing, write_csv, write_text
 from spinup_plugins.environments import make_env
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.presets import RUN_KEYS
@@ -176,7 +175,7 @@ def _write_trials(path: Path, slots: Sequence[Slot]) -> None:
             *(found.get(key, "") for key in metrics), len(attributes.get("runs", ())), slot.error,
             *(trial.params.get(name, "") for name in names),
         ])  # fmt: skip
-    _write_csv(path, header, rows)
+    write_csv(path, [header, *rows])
 
 
 def _write_confirmation(path: Path, held: optuna.Study) -> None:
@@ -188,12 +187,8 @@ def _write_confirmation(path: Path, held: optuna.Study) -> None:
         value = "" if trial.value is None else trial.value
         error = trial.user_attrs.get("error", "")
         rows.append([trial.user_attrs["candidate"], trial.user_attrs["seed"], value, final, error])
-    _write_csv(path, ["candidate", "seed", "score", "final", "error"], sorted(rows, key=lambda row: (row[0], row[1])))
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    rows.sort(key=lambda row: (row[0], row[1]))
+    write_csv(path, [["candidate", "seed", "score", "final", "error"], *rows])
 
 
 # --- plots -----------------------------------------------------------------------------------------------------------

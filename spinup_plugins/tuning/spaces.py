@@ -16,7 +16,6 @@ A file holds variants by name (``default`` and others); a variant holds construc
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,10 +24,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from spinup_plugins import schema
 from spinup_plugins.errors import ConfigError, UnknownNameError, nearest
-from spinup_plugins.paths import data_dir
+from spinup_plugins.paths import data_dir, packaged
 from spinup_plugins.registry import RUN_KEYS, AlgorithmSpec
 from spinup_plugins.wrapping import resolve_wrappers
-from spinup_plugins.yaml_files import Locate, load_yaml
+from spinup_plugins.yaml_files import Locate, extended, load_yaml
 
 if TYPE_CHECKING:
     import optuna
@@ -48,7 +47,6 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "categorical": _SHARED,
     "same_as": _SHARED,
 }
-_EXTENDS = "extends"
 _ABSENT: Any = object()
 
 
@@ -197,7 +195,8 @@ def load_space(spec: AlgorithmSpec, choice: str | None = None) -> Space:
         label = variant or "default"
         if label not in data:
             raise UnknownNameError(f"{file} has no space {label!r}{nearest(label, data)}; there are {', '.join(data)}")
-        nodes, place = _extended(data, label, locate)
+        layers, place = extended(data, label, locate, "other space")
+        nodes = {key: node for layer in layers for key, node in layer.items()}
     space = Space(label, nodes, place)
     space.check(spec.load())
     return space
@@ -224,34 +223,11 @@ def _chosen(spec: AlgorithmSpec, choice: str | None) -> tuple[Path, str | None, 
 
 def _own_file(spec: AlgorithmSpec) -> Path:
     if spec.spaces_path is not None:
-        package, _, path = spec.spaces_path.partition(":")
-        return Path(str(resources.files(package).joinpath(path)))
+        return packaged(spec.spaces_path)
     file = data_dir("tuning") / "spaces" / f"{spec.name}.yml"
     if spec.distribution or not file.is_file():
         raise UnknownNameError(f"algorithm {spec.name!r} has no search space: give one as a YAML file (--space FILE)")
     return file
-
-
-def _extended(data: Mapping[str, Any], name: str, locate: Locate) -> tuple[dict[str, Any], Locate]:
-    """Lay a variant over those that it extends; errors name the line of the nearest one that has the key."""
-    names = [name]
-    while isinstance(data[names[-1]], Mapping) and _EXTENDS in data[names[-1]]:
-        base, where = data[names[-1]][_EXTENDS], locate((names[-1], _EXTENDS))
-        if not isinstance(base, str) or base not in data or base in names:
-            hint = nearest(str(base), [each for each in data if each not in names])
-            raise ConfigError(f"{where}: there is no other space {base!r} to extend{hint}")
-        names.append(base)
-    nodes: dict[str, Any] = {}
-    for each in reversed(names):
-        if not isinstance(data[each], Mapping):
-            raise ConfigError(f"{locate((each,))}: expected a mapping of arguments, found {data[each]!r}")
-        nodes |= {key: node for key, node in data[each].items() if key != _EXTENDS}
-
-    def place(keys: Sequence[str]) -> str:
-        above = next((each for each in names if keys and keys[0] in data[each]), name)
-        return locate((above, *keys))
-
-    return nodes, place
 
 
 # --- one value --------------------------------------------------------------------------------------------------------

@@ -23,12 +23,12 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict
 
 from spinup_plugins import registry, schema
-from spinup_plugins.errors import ConfigError, nearest
+from spinup_plugins.errors import ConfigError, UnknownNameError, nearest
 from spinup_plugins.runs.config import Layer, RunConfig, completed, compose
 from spinup_plugins.runs.files import one_line
 from spinup_plugins.tuning.objective import METRICS, SCORES, Score
 from spinup_plugins.tuning.slots import Slot, slots_of
-from spinup_plugins.tuning.spaces import Space, load_space
+from spinup_plugins.tuning.spaces import VARIED, Space, load_space
 
 __all__ = [
     "PRUNERS",
@@ -109,6 +109,11 @@ class Definition(BaseModel):
     def timesteps(self) -> int:
         """Environment steps of a whole trial: of all its runs."""
         return self.seeds_per_trial * sum(int(base["n_timesteps"]) for base in self.bases.values())
+
+    def given(self, env: str) -> dict[str, Any]:
+        """Return the base's value of every key that a search space may have."""
+        base = self.bases[env]
+        return {**base["hyperparameters"], **{key: base[key] for key in VARIED}}
 
     def space_of(self) -> Space:
         """Return the search space."""
@@ -324,11 +329,7 @@ def start_parameters(definition: Definition, start: str) -> dict[str, Any]:
     env = definition.envs[0]
     spec = registry.get_spec(definition.algo)
     cls = spec.load()
-    base = definition.bases[env]
-    values = registry.merge_values(
-        {**base["hyperparameters"], "n_envs": base["n_envs"], "normalize": base["normalize"], "wrappers": base["wrappers"]},
-        start_values(definition, start, env),
-    )
+    values = registry.merge_values(definition.given(env), start_values(definition, start, env))
     policy = cls.policy_aliases.get(values.get("policy") or next(iter(cls.policy_aliases)))
     if policy is not None:
         defaults = {key: each.default for key, each in schema.constructor_parameters(policy).items() if not each.required}
@@ -348,9 +349,7 @@ def _zoo_budget(spec: registry.AlgorithmSpec, env: str) -> Layer:
 def _has_entry(spec: registry.AlgorithmSpec, env: str) -> bool:
     try:
         return env.rpartition(":")[2] in registry.zoo_entries(spec)
-    except ConfigError:
-        raise
-    except ValueError:  # no zoo file
+    except UnknownNameError:  # no zoo file
         return False
 
 

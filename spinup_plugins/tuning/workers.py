@@ -175,10 +175,10 @@ def _objective(trial: optuna.Trial, definition: Definition, orders: Orders, take
         values = trial.user_attrs.get("values")
         for_space = definition.space_of()
         if values is None:
-            values = {env: for_space.suggest(trial, _given(definition, env)) for env in definition.envs}
+            values = {env: for_space.suggest(trial, definition.given(env)) for env in definition.envs}
             trial.set_user_attr("values", values)
         else:
-            for_space.suggest(trial, _given(definition, definition.envs[0]))  # records what the sampler is to see
+            for_space.suggest(trial, definition.given(definition.envs[0]))  # records what the sampler is to see
     runs: list[dict[str, Any]] = []
     before = 0
     for seed in definition.seeds:
@@ -222,11 +222,6 @@ def _objective(trial: optuna.Trial, definition: Definition, orders: Orders, take
 def _signed(value: float, definition: Definition) -> float:
     """What a pruner compares: the score, whichever way the only objective points."""
     return value if definition.objectives[0] in ("score", "worst") else -value
-
-
-def _given(definition: Definition, env: str) -> dict[str, Any]:
-    base = definition.bases[env]
-    return {**base["hyperparameters"], "n_envs": base["n_envs"], "normalize": base["normalize"], "wrappers": base["wrappers"]}
 
 
 def summary(curve: Curve, definition: Definition, env: str) -> dict[str, Any]:

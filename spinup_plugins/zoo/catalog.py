@@ -11,9 +11,8 @@ from spinup_plugins.errors import ConfigError, UnknownNameError, nearest
 from spinup_plugins.paths import data_dir
 from spinup_plugins.runs.files import file_name
 from spinup_plugins.runs.results import FINAL, Result, read_results
-from spinup_plugins.runs.statistics import Summary, summarise
 
-__all__ = ["ALGORITHMS", "Entry", "checkout", "entries", "final_summary", "median_result"]
+__all__ = ["ALGORITHMS", "Entry", "checkout", "entries", "median_result"]
 
 ALGORITHMS = ("vpg", "trpo", "ppo", "ddpg", "td3", "sac")
 """Algorithms of the zoo that comes with this package."""
@@ -76,14 +75,6 @@ def checkout() -> Path:
     if "_data" in home.parts:
         raise ConfigError(f"the zoo in '{home}' is an installed package's and stays as it is: do this in a checkout")
     return home
-
-
-def final_summary(results: Sequence[Result]) -> Summary:
-    """Describe what runs came to: one number for each seed, its mean return after training.
-
-    :param results: at least one
-    """
-    return summarise([float(np.mean(result.final)) for result in results])
 
 
 def median_result(results: Sequence[Result]) -> Result:

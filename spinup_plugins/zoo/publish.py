@@ -12,9 +12,9 @@ from spinup_plugins.runs.agent import load_agent, published
 from spinup_plugins.runs.config import RunConfig, load
 from spinup_plugins.runs.export import export
 from spinup_plugins.runs.files import CONFIG, EVALUATION, STATUS, Status, file_name
-from spinup_plugins.runs.results import Result, read_run, write_results
+from spinup_plugins.runs.results import Result, final_summary, read_run, write_results
 from spinup_plugins.runs.statistics import summarise
-from spinup_plugins.zoo.catalog import Entry, checkout, final_summary, median_result
+from spinup_plugins.zoo.catalog import Entry, checkout, median_result
 
 __all__ = ["CARD", "card", "publish_entry"]
 

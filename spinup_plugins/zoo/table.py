@@ -12,7 +12,8 @@ from spinup_plugins.runs import references
 from spinup_plugins.runs.agent import published
 from spinup_plugins.runs.references import Reference
 from spinup_plugins.runs.report import report
-from spinup_plugins.zoo.catalog import ALGORITHMS, Entry, checkout, entries, final_summary
+from spinup_plugins.runs.results import final_summary
+from spinup_plugins.zoo.catalog import ALGORITHMS, Entry, checkout, entries
 
 __all__ = ["GOALS", "goal", "write_table"]
 
