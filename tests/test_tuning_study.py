@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from spinup_plugins.errors import ConfigError, EnvError, UnknownNameError
 from spinup_plugins.registry import get_spec, make, preset_values
 from spinup_plugins.runs.config import Layer, compose
+from spinup_plugins.runs.statistics import probability_of_improvement
 from spinup_plugins.tuning import confirm, objective
 from spinup_plugins.tuning import study as module
 from spinup_plugins.tuning import workers as workers_module
@@ -72,9 +73,9 @@ def told(study: optuna.Study) -> list[Any]:
 def test_seeds_derive_from_one() -> None:
     assert derive(3, "trials", 2) == derive(3, "trials", 4)[:2]
     assert derive(3, "trials", 2) != derive(4, "trials", 2)
-    what = definition(seed=3, seeds_per_trial=3, confirm_seeds=5)
-    assert not set(what.seeds) & set(what.held_out)
-    assert len(what.held_out) == 5
+    what = definition(seed=3, seeds_per_trial=3, race_seeds=4, confirm_seeds=5)
+    assert len({*what.seeds, *what.race_on, *what.held_out}) == 3 + 4 + 5
+    assert (len(what.seeds), len(what.race_on), len(what.held_out)) == (3, 4, 5)
 
 
 def test_two_runs_of_a_study_are_equal_and_so_is_one_in_two_parts(tmp_path: Path) -> None:
@@ -315,41 +316,67 @@ def test_sqlite_takes_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 # --- confirmation ----------------------------------------------------------------------------------------------------
 
 
-def test_a_race_drops_what_is_clearly_worse() -> None:
-    seeds = [10, 11, 12, 13]
-    worth = {"default": [0, 1, 0, 1], "a": [5, 6, 5, 6.5], "b": [-9, -8.5, -9.2, 0], "c": [5.2, 5, 5.5, 6]}
+Worth = dict[str, list[float]]
+
+
+def confirmed(worth: Worth, race_on: list[int], held_out: list[int]) -> tuple[dict[tuple[str, int], float], confirm.Standing]:
+    """Train what is wanted until nothing is."""
+    seeds = race_on + held_out
     scores: dict[tuple[str, int], float] = {}
-    trained = 0
-    while (standing := confirm.race(scores, list(worth), seeds)).winner is None:
-        name, seed = standing.wanted[0]
+    while (now := confirm.standing(scores, list(worth), race_on, held_out)).wanted:
+        assert confirm.verdict(scores, list(worth), race_on, held_out) is None
+        name, seed = now.wanted[0]
         scores[name, seed] = worth[name][seeds.index(seed)]
-        trained += 1
-    assert standing.winner == "a"
-    assert set(standing.racing) == {"default", "a", "c"}
-    assert trained == 3 * 4 + 3, "b dropped out after three seeds; the default stays"
-    verdict = confirm.verdict(scores, list(worth), seeds)
+    return scores, now
+
+
+def test_a_race_drops_what_is_clearly_worse() -> None:
+    race_on, held_out = [10, 11, 12, 13], [14, 15]
+    worth = {
+        "default": [99, 99, 99, 99, 0, 1], "a": [5, 6, 5, 6.5, 3, 4], "b": [-9, -8.5, -9.2, 0, 99, 99],
+        "c": [5.2, 5, 5.5, 6, 99, 99],
+    }  # fmt: skip
+    scores, now = confirmed(worth, race_on, held_out)
+    assert (now.chosen, now.racing) == ("a", ["a", "c"])
+    trained = {name: [seed for key, seed in scores if key == name] for name in worth}
+    assert trained == {"default": held_out, "a": race_on + held_out, "b": race_on[:3], "c": race_on}
+    verdict = confirm.verdict(scores, list(worth), race_on, held_out)
     assert verdict is not None
     assert (verdict.winner, verdict.better, verdict.improvement) == ("a", True, 1.0)
-    assert verdict.difference_interval[0] > 0
-    assert verdict.score == np.mean([5, 6.0]) or verdict.score > 5
+    assert verdict.difference == verdict.difference_interval[0] == 3.0
+    assert (verdict.score, verdict.default_score) == (3.5, 0.5), "of held-out seeds alone"
+
+
+def test_a_race_ends_with_the_last_rival() -> None:
+    worth = {"default": [0.0] * 6, "a": [5, 6, 5.5, 9, 3, 4], "b": [-9, -8.5, -9.2, 9, 9, 9]}
+    scores, now = confirmed(worth, [0, 1, 2, 3], [4, 5])
+    assert now.chosen == "a"
+    assert ("a", 3) not in scores
+    scores, now = confirmed({"default": [0.0] * 6, "a": [1.0] * 6}, [0, 1, 2, 3], [4, 5])
+    assert now.chosen == "a"
+    assert len(scores) == 4, "one alone has nothing to win"
 
 
 def test_a_winner_that_is_no_better_is_no_winner() -> None:
-    seeds, worth = [1, 2, 3, 4], {"default": [1.0, 2.0, 3.0, 4.0], "a": [1.2, 1.9, 3.1, 3.95]}
-    scores = {(name, seed): worth[name][i] for name in worth for i, seed in enumerate(seeds)}
-    verdict = confirm.verdict(scores, list(worth), seeds)
+    race_on, held_out = [0], [1, 2, 3, 4]
+    worth = {"default": [0, 1.0, 2.0, 3.0, 4.0], "a": [0, 1.2, 1.9, 3.1, 3.95]}
+    scores, _ = confirmed(worth, race_on, held_out)
+    verdict = confirm.verdict(scores, list(worth), race_on, held_out)
     assert verdict is not None
     assert (verdict.winner, verdict.better, verdict.best) == ("default", False, "a")
-    failed = {**scores, ("a", 2): -np.inf}
-    verdict = confirm.verdict(failed, list(worth), seeds)
+    failed = {**scores, ("a", 2): -np.inf, ("a", 1): 9.0, ("a", 3): 9.0, ("a", 4): 9.0}
+    verdict = confirm.verdict(failed, list(worth), race_on, held_out)
     assert verdict is not None
-    assert (verdict.winner, verdict.best) == ("default", None)
-    assert confirm.verdict({}, list(worth), seeds) is None
+    assert (verdict.winner, verdict.better, verdict.best) == ("default", False, "a"), "one of its trainings failed"
+    nobody, _ = confirmed({"default": worth["default"]}, race_on, held_out)
+    verdict = confirm.verdict(nobody, ["default"], race_on, held_out)
+    assert verdict is not None
+    assert (verdict.winner, verdict.best, verdict.improvement) == ("default", None, 0.5)
 
 
 def test_probability_of_improvement() -> None:
     x, y = np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0])
-    assert confirm.probability_of_improvement(x, y) == pytest.approx((3 + 0 + 0.5 + 1) / 6)
+    assert probability_of_improvement(x, y) == pytest.approx((3 + 0 + 0.5 + 1) / 6)
 
 
 def test_the_folder_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,8 +111,14 @@ def command(
             "the registered threshold.",
         ),
     ] = None,
-    confirm_top: Annotated[int, typer.Option(metavar="K", help="Trials that are trained again on held-out seeds.")] = 5,
-    confirm_seeds: Annotated[int, typer.Option(metavar="M", help="Held-out seeds; 0 for no confirmation.")] = 10,
+    confirm_top: Annotated[int, typer.Option(metavar="K", help="Trials that race on seeds that no trial had.")] = 5,
+    race_seeds: Annotated[int, typer.Option(metavar="R", help="Seeds of the race.")] = 5,
+    confirm_seeds: Annotated[
+        int,
+        typer.Option(
+            metavar="M", help="Further seeds, on which the winner of the race meets the default; 0 for no confirmation."
+        ),
+    ] = 10,
     n_timesteps: Annotated[
         str | None,
         typer.Option("-n", "--n-timesteps", metavar="STEPS", help="Length of each training. Default: the zoo's, else 100000."),
@@ -158,9 +164,9 @@ def command(
 ) -> None:
     """Search hyperparameters that hold up on seeds the search never saw.
 
-    Every trial trains with the same few seeds; the best are trained again on others, beside the default. The same
-    command goes on where a study was stopped. In the study's folder: best.yml (for 'spinup train --preset'), report.md,
-    trials.csv and plots.
+    Every trial trains with the same few seeds; the best race on others, and the winner meets the default on yet others.
+    The same command goes on where a study was stopped. In the study's folder: best.yml (for 'spinup train --preset'),
+    report.md, trials.csv and plots.
     """
     with reporting(debug):
         if table:
@@ -195,7 +201,7 @@ def command(
             algo, envs.split(","), layers=layers, space=space, starts=start, references=_references(reference or ()),
             seed=seed, seeds_per_trial=seeds_per_trial, sampler=sampler, startup=startup, score=score, last=last,
             objectives=goals, pruner=pruner or ("median" if len(goals) == 1 else "none"),
-            constraints=list(constraint or ()), top=confirm_top, confirm_seeds=confirm_seeds,
+            constraints=list(constraint or ()), top=confirm_top, race_seeds=race_seeds, confirm_seeds=confirm_seeds,
         )  # fmt: skip
         folder = out if out is not None else study_folder(definition.algo, definition.envs)
         where = storage if storage is not None else str(folder / "study.journal")
@@ -263,8 +269,8 @@ def _run(
         if verdict.better:
             show(console, "winner", f"{_spelled(verdict.score, verdict.interval)}, {_named(outcome.winner)}")
         else:
-            best = "" if verdict.best is None else f"; the best has {_spelled(verdict.score, verdict.interval)}"
-            show(console, "winner", f"no trial beats the default{best}")
+            best = "" if verdict.best is None else f"; {_named(verdict.best)} has {_spelled(verdict.score, verdict.interval)}"
+            show(console, "winner", f"the default is not beaten{best}")
         show(console, "improves", f"with probability {verdict.improvement:.2f}")
     show(console, "folder", str(outcome.folder))
     best_file = outcome.folder / "best.yml"
@@ -324,8 +330,10 @@ def _table(
         from spinup_plugins.tuning import confirm
 
         results = confirm.results(confirm.open_confirmation(study))
-        standing = confirm.race(results, list(confirm.candidates(study, definition, until)), definition.held_out)
-        table.caption = f"confirming: {len(results)} trainings done, {len(standing.racing)} candidates in the race"
+        names = list(confirm.candidates(study, definition, until))
+        now = confirm.standing(results, names, definition.race_on, definition.held_out)
+        stage = f"{_named(now.chosen)} meets the default" if now.chosen else f"{len(now.racing)} trials race"
+        table.caption = f"confirming: {len(results)} trainings done, {stage}, at least {len(now.wanted)} to go"
     return table
 
 

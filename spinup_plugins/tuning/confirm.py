@@ -1,8 +1,9 @@
-"""Confirmation: the best trials race against each other and the default on seeds that no trial has seen.
+"""Confirmation: the best trials race on seeds that no trial has seen; the winner meets the default on seeds new to both.
 
-All candidates train with the first seeds; from then on, seed by seed, those that are clearly worse than the leader drop out
-(a one-sided paired t-test, as in F-Race: Birattari et al. 2002). The default is never dropped, so that the winner stands
-beside it on the same seeds. The race is a function of results alone: every worker works out what is wanted next.
+All that race train with the first seeds; from then on, seed by seed, those that are clearly worse than the leader drop out
+(a one-sided paired t-test, as in F-Race: Birattari et al. 2002). Chosen as the best of several, the winner is flattered by its
+scores in the race; what is reported comes from other seeds, on which the default trains too. How it all stands is a function
+of results alone: every worker works out what is wanted next.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from spinup_plugins.runs.statistics import Estimate, probability_of_improvement
 from spinup_plugins.tuning.slots import ATTEMPTS, is_lost, slots_of
 from spinup_plugins.tuning.study import Definition, confirmation_name
 
-__all__ = ["DEFAULT", "Race", "Verdict", "candidates", "probability_of_improvement", "race", "results", "verdict"]
+__all__ = ["DEFAULT", "Race", "Standing", "Verdict", "candidates", "race", "results", "standing", "verdict"]
 
 DEFAULT = "default"
 """The candidate that is the definition's base, untouched."""
@@ -26,6 +27,8 @@ FIRST = 3
 """Seeds that everybody trains with before anybody drops out."""
 WORSE = 0.05
 """Probability under which a candidate that were as good would do so badly beside the leader."""
+ALIKE = 1e-9
+"""Relative spread of differences up to which they are the same."""
 
 
 class Race(NamedTuple):
@@ -33,7 +36,7 @@ class Race(NamedTuple):
 
     :param wanted: candidates and seeds that are to be trained next
     :param racing: candidates still in it
-    :param winner: the best one (which may be the default), once all seeds are done
+    :param winner: the best one, once it is alone or all seeds are done
     """
 
     wanted: list[tuple[str, int]]
@@ -41,19 +44,34 @@ class Race(NamedTuple):
     winner: str | None
 
 
-class Verdict(NamedTuple):
-    """The winner beside the default on the same held-out seeds.
+class Standing(NamedTuple):
+    """How a confirmation stands.
 
-    :param winner: candidate, by its trial's place in the study, counted from 0; the default if none beats it
-    :param better: whether it beats the default: the 95 % interval of their paired difference lies above 0
-    :param score: interquartile mean of its scores over seeds
+    :param wanted: candidates and seeds that are to be trained next; empty when all is done
+    :param racing: candidates still in the race
+    :param chosen: winner of the race, None while it is on or if nobody can race
+    :param racing_done: whether the race is over
+    """
+
+    wanted: list[tuple[str, int]]
+    racing: list[str]
+    chosen: str | None
+    racing_done: bool
+
+
+class Verdict(NamedTuple):
+    """The winner of the race beside the default on the same held-out seeds, which nobody raced on.
+
+    :param winner: candidate, by its trial's place in the study, counted from 0; the default if it is not beaten
+    :param better: whether it is: the 95 % interval of their paired difference lies above 0, and no training failed
+    :param score: interquartile mean of the scores of the race's winner over seeds
     :param interval: its 95 % bootstrap interval
     :param default_score: likewise of the default
     :param default_interval: likewise
     :param difference: mean difference to the default
     :param difference_interval: its 95 % bootstrap interval
     :param improvement: probability that the winner with one seed beats the default with another
-    :param best: the best candidate besides the default, whether or not it beats it; None if there is none
+    :param best: winner of the race, whether or not it beats the default; None if no trial could race
     """
 
     winner: str
@@ -96,20 +114,42 @@ def race(scores: Mapping[tuple[str, int], float], names: Sequence[str], seeds: S
     """Work out how a race stands.
 
     :param scores: by candidate and seed; minus infinity for a training that failed
-    :param names: candidates, :data:`DEFAULT` among them, the best first
-    :param seeds: held-out seeds, in order
+    :param names: candidates, at least one, the best first
+    :param seeds: of the race, in order
     """
     racing = list(names)
     for n in range(min(FIRST, len(seeds)), len(seeds) + 1):
+        if len(racing) == 1:
+            break
         wanted = [(name, seed) for seed in seeds[:n] for name in racing if (name, seed) not in scores]
         if wanted:
             return Race(wanted, racing, None)
         table = {name: np.array([scores[name, seed] for seed in seeds[:n]]) for name in racing}
+        # Of those that are equal, the first one: it did best in the search.
         leader = max(racing, key=lambda name: _mean(table[name]))
-        racing = [name for name in racing if name in (DEFAULT, leader) or not _clearly_worse(table[name], table[leader])]
-    # Of those that are equal, the first one: it did best in the search.
-    table = {name: np.array([scores[name, seed] for seed in seeds]) for name in racing}
-    return Race([], racing, max(racing, key=lambda name: _mean(table[name])))
+        if n == len(seeds):
+            return Race([], racing, leader)
+        racing = [name for name in racing if name == leader or not _clearly_worse(table[name], table[leader])]
+    return Race([], racing, racing[0])
+
+
+def standing(
+    scores: Mapping[tuple[str, int], float], names: Sequence[str], race_on: Sequence[int], held_out: Sequence[int]
+) -> Standing:
+    """Work out how a confirmation stands: first the race, then its winner beside the default.
+
+    :param scores: by candidate and seed; minus infinity for a training that failed
+    :param names: candidates, :data:`DEFAULT` among them, the best first
+    :param race_on: seeds of the race
+    :param held_out: seeds of the comparison, none of which is in ``race_on``
+    """
+    others = [name for name in names if name != DEFAULT]
+    result = race(scores, others, race_on) if others else Race([], [], None)
+    if result.wanted:
+        return Standing(result.wanted, result.racing, None, False)
+    finalists = [DEFAULT, *([] if result.winner is None else [result.winner])]
+    wanted = [(name, seed) for seed in held_out for name in finalists if (name, seed) not in scores]
+    return Standing(wanted, result.racing, result.winner, True)
 
 
 def _mean(values: NDArray[np.float64]) -> float:
@@ -120,36 +160,36 @@ def _clearly_worse(values: NDArray[np.float64], leader: NDArray[np.float64]) -> 
     if not np.isfinite(values).all():
         return True
     difference = leader - values
-    if np.ptp(difference) == 0:
+    if np.ptp(difference) <= ALIKE * np.abs(difference).max():  # no variance for a test to look at
         return bool(difference[0] > 0)
     return len(values) >= 2 and bool(stats.ttest_1samp(difference, 0.0, alternative="greater").pvalue < WORSE)
 
 
-def verdict(scores: Mapping[tuple[str, int], float], names: Sequence[str], seeds: Sequence[int]) -> Verdict | None:
-    """Compare the winner of a race with the default; None while the race is on.
+def verdict(
+    scores: Mapping[tuple[str, int], float], names: Sequence[str], race_on: Sequence[int], held_out: Sequence[int]
+) -> Verdict | None:
+    """Compare the winner of the race with the default; None before all is trained.
 
-    :param scores: see :func:`race`
-    :param names: see :func:`race`
-    :param seeds: see :func:`race`
+    :param scores: see :func:`standing`
+    :param names: see :func:`standing`
+    :param race_on: see :func:`standing`
+    :param held_out: see :func:`standing`
     """
-    standing = race(scores, names, seeds)
-    if standing.winner is None:
+    now = standing(scores, names, race_on, held_out)
+    if now.wanted:
         return None
-    table = {name: np.array([scores[name, seed] for seed in seeds]) for name in standing.racing}
-    others = [name for name in standing.racing if name != DEFAULT]
-    best = max(others, key=lambda name: _mean(table[name])) if others else None
-    default = table[DEFAULT]
+    best = now.chosen
+    default = np.array([scores[DEFAULT, seed] for seed in held_out])
+    chosen = default if best is None else np.array([scores[best, seed] for seed in held_out])
     # A training that failed is worth no more than the worst one that did not.
-    finite = np.concatenate([each[np.isfinite(each)] for each in table.values()])
+    finite = np.concatenate([each[np.isfinite(each)] for each in (default, chosen)])
     floor = float(finite.min()) if len(finite) else 0.0
-    clipped = {name: np.where(np.isfinite(each), each, floor) for name, each in table.items()}
-    chosen = clipped[best] if best is not None else clipped[DEFAULT]
-    difference = chosen - clipped[DEFAULT]
-    ours, theirs, gain = Estimate.of(chosen), Estimate.of(clipped[DEFAULT]), Estimate.of(difference, np.mean)
+    filled = [np.where(np.isfinite(each), each, floor) for each in (chosen, default)]
+    ours, theirs, gain = Estimate.of(filled[0]), Estimate.of(filled[1]), Estimate.of(filled[0] - filled[1], np.mean)
     assert ours.interval is not None, "a confirmation has two seeds at least"
     assert theirs.interval is not None, "likewise"
     assert gain.interval is not None, "likewise"
-    better = best is not None and bool(np.isfinite(table[best]).all()) and gain.interval[0] > 0
+    better = best is not None and bool(np.isfinite(chosen).all()) and gain.interval[0] > 0
     return Verdict(
         winner=best if better and best is not None else DEFAULT,
         better=better,
@@ -159,7 +199,7 @@ def verdict(scores: Mapping[tuple[str, int], float], names: Sequence[str], seeds
         default_interval=theirs.interval,
         difference=gain.value,
         difference_interval=gain.interval,
-        improvement=float(probability_of_improvement(table[best] if best is not None else default, default)),
+        improvement=float(probability_of_improvement(chosen, default)),
         best=best,
     )
 
@@ -207,7 +247,7 @@ def claim(held: optuna.Study, candidate: str, seed: int, worker: dict[str, Any])
 
     :param held: see :func:`open_confirmation`
     :param candidate: which
-    :param seed: a held-out seed
+    :param seed: of the race, or a held-out one
     :param worker: who does it
     :return: the trial's id in the storage
     """

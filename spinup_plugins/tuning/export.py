@@ -71,8 +71,8 @@ def export(study: optuna.Study, folder: Path, *, until: int, command: str = "") 
     if definition.confirm_seeds:
         held = confirm.open_confirmation(study)
         scores = confirm.results(held)
-        verdict = confirm.verdict(scores, list(candidates), definition.held_out)
-        _write_confirmation(folder / CONFIRMATION, held)
+        verdict = confirm.verdict(scores, list(candidates), definition.race_on, definition.held_out)
+        _write_confirmation(folder / CONFIRMATION, held, definition)
     winner = verdict.winner if verdict is not None else list(candidates)[1 if len(candidates) > 1 else 0]
     write_text(folder / STUDY, dump_yaml({"command": command, "until_trials": until, **definition.model_dump(mode="json")}))
     _write_trials(folder / TRIALS, slots)
@@ -178,17 +178,19 @@ def _write_trials(path: Path, slots: Sequence[Slot]) -> None:
     write_csv(path, [header, *rows])
 
 
-def _write_confirmation(path: Path, held: optuna.Study) -> None:
+def _write_confirmation(path: Path, held: optuna.Study, definition: Definition) -> None:
     rows = []
+    race_on = definition.race_on
     for trial in held.get_trials(deepcopy=False):
         if "void" in trial.user_attrs or not trial.state.is_finished() or "lost" in trial.user_attrs:
             continue
         final = np.mean([run["final"] for run in trial.user_attrs.get("runs", ())] or [np.nan])
         value = "" if trial.value is None else trial.value
         error = trial.user_attrs.get("error", "")
-        rows.append([trial.user_attrs["candidate"], trial.user_attrs["seed"], value, final, error])
-    rows.sort(key=lambda row: (row[0], row[1]))
-    write_csv(path, [["candidate", "seed", "score", "final", "error"], *rows])
+        stage = "race" if trial.user_attrs["seed"] in race_on else "held-out"
+        rows.append([stage, trial.user_attrs["candidate"], trial.user_attrs["seed"], value, final, error])
+    rows.sort(key=lambda row: (row[0] != "race", row[1], row[2]))
+    write_csv(path, [["stage", "candidate", "seed", "score", "final", "error"], *rows])
 
 
 # --- plots -----------------------------------------------------------------------------------------------------------
@@ -323,22 +325,31 @@ def _report(
         spelled = ", ".join(f"{env}: {low:.4g} is 0, {high:.4g} is 1" for env, (low, high) in definition.references.items())
         parts.append(f"* scores are normalised ({spelled})")
     if verdict is not None:
-        parts += ["", "## Confirmation", "", f"Held-out seeds: {', '.join(map(str, definition.held_out))}.", ""]
-        parts += ["| candidate | seeds | mean score | |", "|---|--:|--:|---|"]
-        standing = confirm.race(scores, list(candidates), definition.held_out).racing
+        racing = confirm.standing(scores, list(candidates), definition.race_on, definition.held_out).racing
+        race_on, held_out = (", ".join(map(str, seeds)) for seeds in (definition.race_on, definition.held_out))
+        parts += ["", "## Race", ""]
+        parts += [f"The best trials, with seeds that no trial had: {race_on}." if len(racing) else "No trial could race.", ""]
+        rows = []
         for name in candidates:
-            own = [scores[name, seed] for seed in definition.held_out if (name, seed) in scores]
-            note = "winner" if name == winner else "" if name in standing else "dropped: clearly worse than the leader"
-            title = name if name == DEFAULT else f"trial {name}"
-            parts.append(f"| {title} | {len(own)} | {np.mean(own):.4g} | {note} |")
+            own = [scores[name, seed] for seed in definition.race_on if (name, seed) in scores]
+            note = "winner" if name == verdict.best else "" if name in racing else "dropped: clearly worse than the leader"
+            if own:
+                rows.append(f"| trial {name} | {len(own)} | {np.mean(own):.4g} | {note} |")
+        parts += ["| candidate | seeds | mean score | |", "|---|--:|--:|---|", *rows] if rows else []
+        whose = "Default" if verdict.best is None else f"Trial {verdict.best} and the default"
+        parts += ["", "## Confirmation", "", f"{whose}, with seeds new to both: {held_out}.", ""]
         parts += [
-            "",
-            f"Best candidate beside the default: {_with_interval(verdict.score, verdict.interval)} and "
-            f"{_with_interval(verdict.default_score, verdict.default_interval)} (interquartile mean over seeds, 95 % "
-            f"bootstrap interval); mean paired difference {_with_interval(verdict.difference, verdict.difference_interval)}; "
-            f"probability of improvement {verdict.improvement:.3f}. The best of several candidates is chosen on the seeds "
-            "that it is reported on, which flatters it a little.",
+            "| | interquartile mean over seeds, 95 % bootstrap interval |",
+            "|---|--:|",
+            f"| default | {_with_interval(verdict.default_score, verdict.default_interval)} |",
         ]
+        if verdict.best is not None:
+            parts += [
+                f"| trial {verdict.best} | {_with_interval(verdict.score, verdict.interval)} |",
+                "",
+                f"Mean paired difference {_with_interval(verdict.difference, verdict.difference_interval)}; probability of "
+                f"improvement {verdict.improvement:.3f}.",
+            ]
     if ranks:
         parts += ["", "## What mattered", ""]
         for method, found in ranks.items():
@@ -357,7 +368,7 @@ def _sentence(verdict: Verdict | None, winner: str, seeds: int) -> str:
         what = "no trial was completed" if winner == DEFAULT else f"trial {winner} scored best on the seeds of the search"
         return f"Not confirmed on held-out seeds: {what}. `{BEST}` holds it."
     if not verdict.better:
-        return f"**No trial beat the default hyperparameters on {seeds} held-out seeds.** `{BEST}` holds the default."
+        return f"**The default hyperparameters were not beaten on {seeds} held-out seeds.** `{BEST}` holds the default."
     return (
         f"**Trial {winner} beats the default hyperparameters on {seeds} held-out seeds**: "
         f"{_with_interval(verdict.score, verdict.interval)} against "

@@ -69,8 +69,9 @@ class Definition(BaseModel):
     :param objectives: keys of :data:`.objective.METRICS`
     :param constraints: upper bounds by metric, as ``seconds<=60``, or lower bounds, as ``worst>=0``
     :param references: (0, 1) of normalised scores by environment; empty for a single environment
-    :param top: trials that are confirmed
-    :param confirm_seeds: held-out seeds that they are confirmed on; 0 for no confirmation
+    :param top: trials that race to be confirmed
+    :param race_seeds: seeds that they race on, which no trial has
+    :param confirm_seeds: further seeds that the winner of the race meets the default on; 0 for no confirmation
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -92,6 +93,7 @@ class Definition(BaseModel):
     constraints: list[str] = []
     references: dict[str, tuple[float, float]] = {}
     top: int = 5
+    race_seeds: int = 5
     confirm_seeds: int = 10
 
     @property
@@ -100,10 +102,19 @@ class Definition(BaseModel):
         return derive(self.seed, "trials", self.seeds_per_trial)
 
     @property
+    def race_on(self) -> list[int]:
+        """Seeds that the best trials race on, none of which a trial has, (R,)."""
+        return self._unseen()[: self.race_seeds]
+
+    @property
     def held_out(self) -> list[int]:
-        """Seeds of the confirmation, none of which a trial has."""
-        drawn = derive(self.seed, "confirmation", self.confirm_seeds + self.seeds_per_trial)
-        return [seed for seed in drawn if seed not in self.seeds][: self.confirm_seeds]
+        """Seeds that the winner of the race meets the default on, which neither a trial nor the race has, (C,)."""
+        return self._unseen()[self.race_seeds :]
+
+    def _unseen(self) -> list[int]:
+        wanted = self.race_seeds + self.confirm_seeds
+        drawn = derive(self.seed, "confirmation", wanted + self.seeds_per_trial)
+        return [seed for seed in drawn if seed not in self.seeds][:wanted]
 
     @property
     def timesteps(self) -> int:
@@ -413,7 +424,8 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         raise ConfigError("sampler: CMA-ES is for one objective: take tpe, gp, random or qmc")
     if settings.get("sampler") == "cmaes" and find_spec("cmaes") is None:
         raise ConfigError('sampler: CMA-ES needs an extra: pip install "spinup-plugins[tuning]"')
-    for key, least in (("seeds_per_trial", 1), ("top", 1), ("confirm_seeds", 0), ("startup", 1), ("seed", 0)):
+    at_least = {"seeds_per_trial": 1, "top": 1, "race_seeds": 1, "confirm_seeds": 0, "startup": 1, "seed": 0}
+    for key, least in at_least.items():
         if settings.get(key, least) < least:
             raise ConfigError(f"{key} must be at least {least}, not {settings[key]}")
     if settings.get("confirm_seeds", 2) == 1:

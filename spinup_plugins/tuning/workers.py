@@ -239,14 +239,14 @@ def summary(curve: Curve, definition: Definition, env: str) -> dict[str, Any]:
 def _confirm_once(
     study: optuna.Study, held: optuna.Study, definition: Definition, orders: Orders, watch: "_Undertaker"
 ) -> bool:
-    """Train one candidate with one held-out seed, or wait for the others a moment; False when the winner is known."""
+    """Train one candidate with one seed, or wait for the others a moment; False when nothing is left to train."""
     with _storing():
         watch.bury(held, repeat=False)
         candidates = confirm.candidates(study, definition, orders.until)
-        race = confirm.race(confirm.results(held), list(candidates), definition.held_out)
-        if race.winner is not None:
+        now = confirm.standing(confirm.results(held), list(candidates), definition.race_on, definition.held_out)
+        if not now.wanted:
             return False
-        wanted = [pair for pair in race.wanted if pair not in confirm.claimed(held)]
+        wanted = [pair for pair in now.wanted if pair not in confirm.claimed(held)]
         if not wanted:
             time.sleep(0.5)
             return True
