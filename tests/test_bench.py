@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 
 from spinup_plugins.cli import main
+from spinup_plugins.cli.bench import seed_numbers
 from spinup_plugins.errors import ConfigError, UnknownNameError
 from spinup_plugins.runs import bench as module
 from spinup_plugins.runs.bench import Cell, Progress, bench, grid, results_of, variants
@@ -178,7 +179,6 @@ def test_the_command(tmp_path: Path, in_process: list[str], capsys: pytest.Captu
     assert len([line for line in out.splitlines() if line.startswith("ppo") and "CartPole-v1 gamma=0." in line]) == 2
     read = read_results(tmp_path / "results" / "ppo" / "CartPole-v1" / "gamma=0.5")
     assert [result.seed for result in read] == [0, 1]
-    assert main(["bench", "ppo", "CartPole-v1,Nowhere-v0", "--seeds", "0,", *common, *runs]) == 2
     assert main(["bench", "ppo", "CartPole-v1,Nowhere-v0", "--seeds", "1", *common, *runs]) == 1
     captured = capsys.readouterr()
     assert "1 of 2 runs finished" in captured.out
@@ -191,6 +191,13 @@ def test_the_command(tmp_path: Path, in_process: list[str], capsys: pytest.Captu
     ):
         assert main(["bench", "ppo", "CartPole-v1", *arguments, *runs]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_seeds_are_counted_or_listed() -> None:
+    assert (seed_numbers("3"), seed_numbers("3,5"), seed_numbers("4,")) == ([0, 1, 2], [3, 5], [4])
+    for text in ("0", "-1", ",", "1,,2", "1.5"):
+        with pytest.raises(ConfigError, match=f"--seeds {text}: expected"):
+            seed_numbers(text)
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")

@@ -21,7 +21,7 @@ __all__ = ["Algos", "Envs", "Jobs", "Seeds", "command", "run_grid", "seed_number
 
 Algos = Annotated[str, typer.Argument(metavar="ALGOS", help="Algorithms, with commas between them.", show_default=False)]
 Envs = Annotated[str, typer.Argument(metavar="ENVS", help="Gymnasium ids, with commas between them.", show_default=False)]
-Seeds = Annotated[str, typer.Option(help="How many seeds, from 0 on; or the seeds, with commas between them.")]
+Seeds = Annotated[str, typer.Option(help="How many seeds, from 0 on; or which, with commas: '3,5', or '4,' for one alone.")]
 Jobs = Annotated[
     int | None,
     typer.Option("-j", "--jobs", help="Runs at a time, a process with one thread each. Default: one per core."),
@@ -161,12 +161,12 @@ def run_grid(cells: "Sequence[Cell]", folder: Path, *, results: Path, jobs: int 
 
 
 def seed_numbers(text: str) -> list[int]:
-    """Read ``--seeds``: how many, from 0 on, or which.
+    """Read ``--seeds``: how many, from 0 on, or which; ``4,`` is seed 4 alone.
 
     :raises ConfigError: it is neither, or a seed stands there twice
     """
     try:
-        seeds = [int(seed) for seed in text.split(",")] if "," in text else list(range(int(text)))
+        seeds = [int(seed) for seed in text.removesuffix(",").split(",")] if "," in text else list(range(int(text)))
     except ValueError:
         raise ConfigError(f"--seeds {text}: expected how many, such as 3, or which, such as 0,1,2") from None
     if not seeds or len(set(seeds)) < len(seeds):
