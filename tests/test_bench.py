@@ -15,7 +15,7 @@ from spinup_plugins.cli.bench import seed_numbers
 from spinup_plugins.errors import ConfigError, UnknownNameError
 from spinup_plugins.runs import bench as module
 from spinup_plugins.runs.bench import Cell, Progress, bench, grid, results_of, variants
-from spinup_plugins.runs.config import Layer
+from spinup_plugins.runs.config import Layer, RunConfig
 from spinup_plugins.runs.files import Status
 from spinup_plugins.runs.pool import Ended, Job
 from spinup_plugins.runs.results import Result, read_results, read_run, write_results
@@ -191,6 +191,12 @@ def test_the_command(tmp_path: Path, in_process: list[str], capsys: pytest.Captu
     ):
         assert main(["bench", "ppo", "CartPole-v1", *arguments, *runs]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_run_gets_what_is_infinite(tmp_path: Path) -> None:
+    (cell,) = grid(["vpg"], ["CartPole-v1"], [0], tmp_path, vary=[{"max_grad_norm": np.inf}])
+    argument = json.loads(json.dumps(module._argument(cell)))
+    assert RunConfig(**argument["config"]) == cell.config
 
 
 def test_seeds_are_counted_or_listed() -> None:

@@ -9,7 +9,7 @@ import pytest
 from spinup_plugins import schema
 from spinup_plugins.errors import ConfigError, UnknownNameError
 from spinup_plugins.registry import get_spec
-from spinup_plugins.tuning.spaces import Space, load_space, space_names
+from spinup_plugins.tuning.spaces import ACTION_SPACE, Space, load_space, space_names
 
 SIX = ("vpg", "trpo", "ppo", "ddpg", "td3", "sac")
 
@@ -117,6 +117,7 @@ def test_values_outside_become_the_nearest() -> None:
         ("policy_kwargs:\n  net_ach: {categorical: {a: [8], b: [9]}}", r"my.yml:2: .*'net_ach' \(did you mean 'net_arch'"),
         ("n_epochs: {same_as: gamma}\ngamma: {float: [0.9, 0.99]}", "my.yml:1: n_epochs refers to 'gamma', which must stand"),
         ("n_epochs: {int: [1, 2], when: {use_sd: true}}", r"refers to 'use_sd' \(did you mean 'use_sde'\?\)"),
+        ("n_epochs: {int: [1, 2], when: {action_space: box}}", r"my.yml:1: n_epochs: action_space='box' is not .*'Box'"),
         ("seed: {int: [1, 2]}", "'seed' is set by the run"),
         ("wrappers: {categorical: {a: [], b: [time_limt]}}", r"my.yml:1: unknown wrapper 'time_limt' \(did you mean"),
         ("gamma: 0.9", "the space varies nothing"),
@@ -130,6 +131,18 @@ def test_a_wrong_space_names_file_line_and_the_nearest(
     Path("my.yml").write_text(text)
     with pytest.raises((ConfigError, UnknownNameError), match=message):
         load_space(get_spec("ppo"), "my.yml")
+
+
+@pytest.mark.parametrize("algo", ["vpg", "trpo", "ppo"])
+def test_the_deviation_of_actions_is_varied_where_there_is_one(algo: str) -> None:
+    space = load_space(get_spec(algo))
+    for actions, varied in (("Box", True), ("Discrete", False)):
+        given = {**defaults(algo), ACTION_SPACE: actions}
+        sampled = trial({})
+        values = space.suggest(sampled, given)
+        assert ("log_std_init" in values["policy_kwargs"]) == varied
+        assert ("policy_kwargs.log_std_init" in sampled.params) == varied
+        assert ("policy_kwargs.log_std_init" in space.parameters(given)) == varied
 
 
 def test_files_hold_variants_that_extend_others(tmp_path: Path) -> None:

@@ -67,6 +67,14 @@ def told(study: optuna.Study) -> list[Any]:
     return [(s.trial.state, s.trial.values, s.trial.params, s.trial.intermediate_values) for s in slots_of(study.trials)]
 
 
+def test_a_definition_keeps_what_is_infinite() -> None:
+    what = define("vpg", ["CartPole-v1"], layers=[Layer({"n_timesteps": 100, "eval_every": 50}, ".".join)])
+    for there in (Definition.model_validate_json(what.model_dump_json()), Definition(**what.model_dump(mode="json"))):
+        assert there == what
+        assert there.given("CartPole-v1")["max_grad_norm"] == np.inf
+    assert what.action_spaces == {"CartPole-v1": "Discrete"}
+
+
 # --- seeds -----------------------------------------------------------------------------------------------------------
 
 

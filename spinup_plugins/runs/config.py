@@ -62,7 +62,7 @@ class RunConfig(BaseModel):
     :param versions: written only: what the run ran on
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_inf_nan="constants")
 
     algo: str
     env: str

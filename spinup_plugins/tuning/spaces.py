@@ -10,7 +10,8 @@ A file holds variants by name (``default`` and others); a variant holds construc
     {categorical: {name: value, …}}                      any values; those may hold what is varied if they are chosen
     {same_as: key}                                       whatever another key was given
 
-``when: {key: value}`` (or a list of values) leaves an argument at its default unless a key above it has that value;
+``when: {key: value}`` (or a list of values) leaves an argument at its default unless a key above it has that value, or the
+environment's ``action_space`` is of that type (``Box``, ``Discrete``, ``MultiDiscrete``, ``MultiBinary``);
 ``at_most: [key, …]`` caps a number by the product of other keys' values.
 """
 
@@ -32,10 +33,14 @@ from spinup_plugins.yaml_files import Locate, extended, load_yaml
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["VARIED", "Space", "load_space", "space_names"]
+__all__ = ["ACTION_SPACE", "VARIED", "Space", "load_space", "space_names"]
 
 VARIED = ("n_envs", "normalize", "wrappers")
 """Run keys that a space may vary besides constructor arguments."""
+
+ACTION_SPACE = "action_space"
+"""What ``when`` may ask of an environment: the type of its action space."""
+_ACTION_SPACES = ("Box", "Discrete", "MultiDiscrete", "MultiBinary")
 
 _FIXED = ("policy", "seed", "tensorboard_log", "verbose", "device", "engine", "n_threads", "compile", "stats_window_size")
 """Constructor arguments that make nothing better: the run sets them."""
@@ -99,7 +104,8 @@ class Space:
         """Let a trial choose a value for each key.
 
         :param trial: of an Optuna study
-        :param given: values of all keys that the space does not have, for ``at_most``, ``when`` and ``same_as``
+        :param given: values of all keys that the space does not have, for ``at_most``, ``when`` and ``same_as``; and
+            :data:`ACTION_SPACE`
         :return: plain data by key
         """
         return self._values(_FromTrial(trial), given, {})
@@ -149,8 +155,16 @@ class Space:
         when = node.get("when", {})
         if not isinstance(when, Mapping):
             raise ConfigError(f"{place}: {name}: when={when!r}: expected {{key: value}}")
-        for key in when:
-            self._check_reference(key, path, seen, parameters)
+        for key, wanted in when.items():
+            if key != ACTION_SPACE:
+                self._check_reference(key, path, seen, parameters)
+                continue
+            for each in wanted if isinstance(wanted, list) else [wanted]:
+                if each not in _ACTION_SPACES:
+                    hint = nearest(str(each), _ACTION_SPACES)
+                    raise ConfigError(
+                        f"{place}: {name}: {ACTION_SPACE}={each!r} is not one of {', '.join(_ACTION_SPACES)}{hint}"
+                    )
         return int(kind != "same_as")
 
     def _check_options(self, options: Any, path: tuple[str, ...], place: str) -> None:

@@ -28,7 +28,7 @@ from spinup_plugins.runs.config import Layer, RunConfig, completed, compose
 from spinup_plugins.runs.files import one_line
 from spinup_plugins.tuning.objective import METRICS, SCORES, Score
 from spinup_plugins.tuning.slots import Slot, slots_of
-from spinup_plugins.tuning.spaces import VARIED, Space, load_space
+from spinup_plugins.tuning.spaces import ACTION_SPACE, VARIED, Space, load_space
 
 __all__ = [
     "PRUNERS",
@@ -56,6 +56,7 @@ class Definition(BaseModel):
     :param algo: name in the registry
     :param envs: environment ids
     :param bases: configuration of a run on each environment, to which trials add; as plain data
+    :param action_spaces: type of the action space of each environment, for conditions of the search space
     :param space_name: name of the search space
     :param space: the search space as plain data, so that other machines need no file
     :param starts: presets that the first trials have, ``default`` for the bases as they are
@@ -74,11 +75,12 @@ class Definition(BaseModel):
     :param confirm_seeds: further seeds that the winner of the race meets the default on; 0 for no confirmation
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     algo: str
     envs: list[str]
     bases: dict[str, dict[str, Any]]
+    action_spaces: dict[str, str] = {}
     space_name: str
     space: dict[str, Any]
     starts: list[str]
@@ -122,9 +124,9 @@ class Definition(BaseModel):
         return self.seeds_per_trial * sum(int(base["n_timesteps"]) for base in self.bases.values())
 
     def given(self, env: str) -> dict[str, Any]:
-        """Return the base's value of every key that a search space may have."""
+        """Return the base's value of every key that a search space may have, and the type of the action space."""
         base = self.bases[env]
-        return {**base["hyperparameters"], **{key: base[key] for key in VARIED}}
+        return {**base["hyperparameters"], **{key: base[key] for key in VARIED}, ACTION_SPACE: self.action_spaces.get(env)}
 
     def space_of(self) -> Space:
         """Return the search space."""
@@ -192,6 +194,7 @@ def define(
     spec = registry.get_spec(algo)
     found = load_space(spec, space)
     bases: dict[str, dict[str, Any]] = {}
+    action_spaces: dict[str, str] = {}
     for env in envs:
         below = _zoo_budget(spec, env)
         config = compose(below, *layers, Layer({"algo": algo, "env": env, "preset": None}, _option))
@@ -200,7 +203,7 @@ def define(
         every = config.eval_every or 0
         if not 0 < every <= config.n_timesteps:
             raise ConfigError(f"eval_every={every} leaves no evaluation in {config.n_timesteps} timesteps")
-        _check_environment(config, spec)
+        action_spaces[env] = _check_environment(config, spec)
         plain = config.model_dump(mode="json", exclude={"command", "versions", "preset", "seed", "algo", "env"})
         bases[env] = {"algo": config.algo, "env": env, **plain}
     if len(bases) < len(envs) or not envs:
@@ -218,8 +221,8 @@ def define(
         if known[env][0] >= known[env][1]:
             raise ConfigError(f"reference for {env}: expected LOW:HIGH with LOW below HIGH")
     definition = Definition(
-        algo=bases[envs[0]]["algo"], envs=list(envs), bases=bases, space_name=found.name, space=dict(found.nodes),
-        starts=list(starts), references=known, **settings,
+        algo=bases[envs[0]]["algo"], envs=list(envs), bases=bases, action_spaces=action_spaces, space_name=found.name,
+        space=dict(found.nodes), starts=list(starts), references=known, **settings,
     )  # fmt: skip
     for constraint in definition.constraints:
         definition.bound(constraint)
@@ -364,8 +367,11 @@ def _has_entry(spec: registry.AlgorithmSpec, env: str) -> bool:
         return False
 
 
-def _check_environment(config: RunConfig, spec: registry.AlgorithmSpec) -> None:
-    """Build environment and model once, so that what every trial would fail by is told before the first."""
+def _check_environment(config: RunConfig, spec: registry.AlgorithmSpec) -> str:
+    """Build environment and model once, so that what every trial would fail by is told before the first.
+
+    :return: the type of the action space
+    """
     import tempfile
 
     from spinup_plugins.runs.runner import prepare
@@ -374,7 +380,9 @@ def _check_environment(config: RunConfig, spec: registry.AlgorithmSpec) -> None:
     small = {"buffer_size": 1} if "buffer_size" in config.hyperparameters else {}
     probe = config.model_copy(update={"hyperparameters": {**config.hyperparameters, **small}})
     with tempfile.TemporaryDirectory() as folder:
-        prepare(probe, home=Path(folder) / "run")._close()
+        run = prepare(probe, home=Path(folder) / "run")
+        run._close()
+    return type(run.model.action_space).__name__
 
 
 def _reference(definition: Definition, env: str) -> tuple[float, float]:
