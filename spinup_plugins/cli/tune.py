@@ -61,8 +61,8 @@ def command(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="Search space: a variant of the algorithm's own file (default, rl_zoo3), FILE.yml or FILE.yml:VARIANT. "
-            "Default: default.",
+            help="Search space: a variant of the algorithm's own file (default, rl_zoo3; small for SAC, TD3 and DDPG), "
+            "FILE.yml or FILE.yml:VARIANT. Default: default.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed that the sampler's and all trainings' derive from.")] = 0,
