@@ -786,6 +786,8 @@ def test_only_valid_tensors_are_read(refuse: Any, good: bytes) -> None:
         written(header[:-1] + b"," + json.dumps({name: entries[name]}, separators=(",", ":")).encode()[1:]),
         written({**entries, "__metadata__": {"a": "b"}}),
         written({**entries, name: {**entries[name], "dtype": "BF16"}}),
+        written({**entries, name: {**entries[name], "dtype": []}}),
+        written({**entries, name: {**entries[name], "dtype": {}}}),
         written({**entries, name: {**entries[name], "shape": [10**30]}}),
         written({**entries, name: {**entries[name], "shape": [-1]}}),
         written({**entries, name: {**entries[name], "shape": [2**40, 2**40]}}),
