@@ -514,6 +514,9 @@ def test_published_agents_go_by_algorithm_and_environment(tmp_path: Path, monkey
     assert path == tmp_path / "zoo" / "agents" / "ddpg" / "ALE-Toy-v0" / "agent.spinup"
     save_agent(learnt(DDPG), path)
     assert load_agent("ddpg", "ALE/Toy-v0").card.algorithm == "ddpg"
+    (tmp_path / "runs" / "ddpg").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "runs")  # where there is a folder of that name
+    assert load_agent("ddpg", "ALE/Toy-v0").card.algorithm == "ddpg"
     with pytest.raises(
         UnknownNameError, match=r"no agent of ddpg is published for 'ALE-Toi-v0' \(did you mean 'ALE-Toy-v0'\?\)"
     ):

@@ -388,7 +388,7 @@ def load_agent(source: str | Path, env: str | None = None, *, device: th.device 
     :raises UnknownNameError: there is no such algorithm, or no agent of it is published for the environment
     """
     path = Path(source)
-    if isinstance(source, str) and not path.suffix and len(path.parts) == 1 and not path.exists():
+    if isinstance(source, str) and not path.suffix and len(path.parts) == 1 and not path.is_file():
         if env is None:
             raise ConfigError(
                 f"load_agent({source!r}): which environment? For a file, give its path, which ends in {SUFFIX!r}"
