@@ -318,6 +318,18 @@ def test_another_environment_may_be_named_and_must_fit(wrapped: Path) -> None:
         load_agent(wrapped, "CartPole-v1").model()
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_spaces_of_many_rows_are_told_on_one_line(normalize: bool, tmp_path: Path) -> None:
+    stacked = [{"frame_stack_observation": {"stack_size": 3}}]
+    model = make("td3", "Pendulum-v1", wrappers=stacked, normalize=normalize, buffer_size=1, policy_kwargs={"net_arch": [2]})
+    save_agent(model, tmp_path / "agent")
+    agent = load_agent(tmp_path / "agent.spinup", "CartPole-v1")
+    for build in (agent.env, agent.model):
+        with pytest.raises(ConfigError, match="the environment is not one for this agent: ") as caught:
+            build()
+        assert "\n" not in str(caught.value)
+
+
 def test_spaces_must_fit(tmp_path: Path) -> None:
     save_agent(learnt(DDPG), tmp_path / "agent")
     agent = load_agent(tmp_path / "agent.spinup")
@@ -598,6 +610,9 @@ def test_other_faults_of_a_model_are_found_when_it_is_saved(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"agent.zip': the name of an agent file ends in '.spinup'"):
         save_agent(learnt(PPO), tmp_path / "agent.zip")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^cannot save '.*file/agent.spinup': (File exists|Not a directory)$"):
+        save_agent(learnt(PPO), tmp_path / "file" / "agent.spinup")
 
 
 @pytest.mark.parametrize(

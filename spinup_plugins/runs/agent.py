@@ -122,7 +122,7 @@ def save_agent(
         anew where learning goes on
     :return: the file's hash
     :raises ConfigError: the model cannot be made again from data alone, or its environment cannot: custom classes, wrappers
-        without a name
+        without a name; or ``path`` cannot be written to
     """
     path = Path(path)
     path = path if path.suffix else path.with_suffix(SUFFIX)
@@ -137,9 +137,12 @@ def save_agent(
     for name, groups in _groups(agent._model).items():
         if groups != _groups(model)[name]:
             raise ConfigError(f"cannot save '{path}': {name} has other options than its constructor was given")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(raw)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(raw)
+    except OSError as error:
+        raise ConfigError(f"cannot save '{path}': {error.strerror}") from error
     return agent.hash
 
 
@@ -749,14 +752,14 @@ class Agent:
             return unpack_normalization(self.card.normalization, self._tensors, self.action_space, venv, wrap)
         except (ValueError, KeyError) as error:
             venv.close()
-            raise ConfigError(
-                f"the environment is not one for this agent: its observations are {venv.observation_space}, not {expected}"
-            ) from error
+            text = f"its observations are {venv.observation_space}, not {expected}"
+            raise ConfigError(f"the environment is not one for this agent: {' '.join(text.split())}") from error
 
     def _checked(self, venv: VecEnv) -> VecEnv:
         try:
             check_for_correct_spaces(type(self._model)._wrap_env(venv), self.observation_space, self.action_space)
         except ValueError as error:
             venv.close()
-            raise ConfigError(f"the environment is not one for this agent: {error}") from error
+            text = " ".join(str(error).split())  # arrays of bounds take several lines
+            raise ConfigError(f"the environment is not one for this agent: {text}") from error
         return venv
