@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from spinup_plugins import load_agent, paths
 from spinup_plugins.cli import main
 from spinup_plugins.errors import UnknownNameError
 from spinup_plugins.runs import references
-from spinup_plugins.runs.agent import published
+from spinup_plugins.runs.agent import published, save_agent
+from spinup_plugins.runs.evaluation import Evaluation
 from spinup_plugins.runs.results import Result, final_summary
 from spinup_plugins.zoo.catalog import Entry, entries, median_result
 from spinup_plugins.zoo.table import GOALS, goal
@@ -105,8 +107,6 @@ def test_agents_that_play_otherwise_are_found(
     assert "error: vpg on CartPole-v1: " in capsys.readouterr().err
     shutil.copy(published("vpg", "CartPole-v1").parent / "evaluation.json", tmp_path)
 
-    from spinup_plugins.runs.agent import save_agent
-
     shutil.copytree(zoo / "agents", tmp_path / "agents", dirs_exist_ok=True)
     agent = load_agent("vpg", "CartPole-v1")
     better = [value + 100.0 for value in agent.card.scores["returns"]]
@@ -114,9 +114,31 @@ def test_agents_that_play_otherwise_are_found(
     (verdict,) = verify([ENTRY], episodes=20)
     assert "plays otherwise than published" in verdict.fault
     assert verdict.p_value < 0.01
+    save_agent(agent.model(), published(*ENTRY), scores={"mean": 500.0})
+    (verdict,) = verify([ENTRY], episodes=20)
+    assert verdict.fault == "its file does not tell the returns of its episodes"
     published(*ENTRY).unlink()
     (verdict,) = verify([ENTRY])
     assert verdict.fault
+
+
+def test_the_same_returns_in_other_proportions_are_found(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(zoo, tmp_path, dirs_exist_ok=True)
+    use(monkeypatch, tmp_path)
+
+    def play(good: int) -> Any:
+        return lambda *_, **__: Evaluation((500.0,) * good + (9.0,) * (20 - good), (500,) * 20, None)
+
+    model = load_agent("vpg", "CartPole-v1").model()
+    save_agent(model, published(*ENTRY), scores={"returns": play(19)().returns})
+    for good, fault in ((19, False), (18, False), (1, True)):
+        monkeypatch.setattr("spinup_plugins.zoo.verify.evaluate", play(good))
+        (verdict,) = verify([ENTRY])
+        assert bool(verdict.fault) is fault, good
+    save_agent(model, published(*ENTRY), scores={"returns": play(20)().returns})
+    monkeypatch.setattr("spinup_plugins.zoo.verify.evaluate", play(20))
+    (verdict,) = verify([ENTRY])
+    assert (verdict.p_value, verdict.fault) == (1.0, "")
 
 
 def test_what_there_is_and_how_it_is_shown(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
