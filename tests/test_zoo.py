@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,26 @@ def test_agents_are_verified(zoo: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "1 of 1 agents are as published" in output
 
 
+def publish_anew(model: Any, returns: Sequence[float]) -> None:
+    """Replace the published agent and the hash on its card."""
+    old = load_agent(*ENTRY).hash
+    new = save_agent(model, published(*ENTRY), scores={"returns": returns})
+    card = published(*ENTRY).with_name("README.md")
+    card.write_text(card.read_text().replace(old, new))
+
+
+def test_an_agent_that_is_not_its_cards_is_found(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(zoo, tmp_path, dirs_exist_ok=True)
+    use(monkeypatch, tmp_path)
+    agent = load_agent("vpg", "CartPole-v1")
+    other = save_agent(agent.model(learning_rate=0.5), published(*ENTRY), scores=agent.card.scores)
+    (verdict,) = verify([ENTRY], episodes=20)
+    assert verdict.fault.startswith(f"its hash {other[:12]}… is not the one in ")
+    published(*ENTRY).with_name("README.md").unlink()
+    (verdict,) = verify([ENTRY], episodes=20)
+    assert verdict.fault
+
+
 def test_agents_that_play_otherwise_are_found(
     zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,12 +126,10 @@ def test_agents_that_play_otherwise_are_found(
     published(*ENTRY).write_bytes(raw)
     assert main(["zoo", "verify"]) == 1
     assert "error: vpg on CartPole-v1: " in capsys.readouterr().err
-    shutil.copy(published("vpg", "CartPole-v1").parent / "evaluation.json", tmp_path)
-
     shutil.copytree(zoo / "agents", tmp_path / "agents", dirs_exist_ok=True)
     agent = load_agent("vpg", "CartPole-v1")
     better = [value + 100.0 for value in agent.card.scores["returns"]]
-    save_agent(agent.model(), published(*ENTRY), scores={"returns": better})
+    publish_anew(agent.model(), better)
     (verdict,) = verify([ENTRY], episodes=20)
     assert "plays otherwise than published" in verdict.fault
     assert verdict.p_value < 0.01
@@ -130,12 +149,12 @@ def test_the_same_returns_in_other_proportions_are_found(zoo: Path, tmp_path: Pa
         return lambda *_, **__: Evaluation((500.0,) * good + (9.0,) * (20 - good), (500,) * 20, None)
 
     model = load_agent("vpg", "CartPole-v1").model()
-    save_agent(model, published(*ENTRY), scores={"returns": play(19)().returns})
+    publish_anew(model, play(19)().returns)
     for good, fault in ((19, False), (18, False), (1, True)):
         monkeypatch.setattr("spinup_plugins.zoo.verify.evaluate", play(good))
         (verdict,) = verify([ENTRY])
         assert bool(verdict.fault) is fault, good
-    save_agent(model, published(*ENTRY), scores={"returns": play(20)().returns})
+    publish_anew(model, play(20)().returns)
     monkeypatch.setattr("spinup_plugins.zoo.verify.evaluate", play(20))
     (verdict,) = verify([ENTRY])
     assert (verdict.p_value, verdict.fault) == (1.0, "")
