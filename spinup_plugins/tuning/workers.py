@@ -135,7 +135,7 @@ def _search_once(study: optuna.Study, definition: Definition, orders: Orders, wa
             trial.set_user_attr("void", True)
             study.tell(trial, state=TrialState.FAIL)
             return True
-    with _alive(study, trial._trial_id, orders) as taken:
+    with contextlib.suppress(_Taken), _alive(study, trial._trial_id, orders) as taken:
         _carry_out(study, trial, definition, orders, taken)
     return True
 
@@ -146,7 +146,7 @@ def _carry_out(
     try:
         outcome = _objective(trial, definition, orders, taken)
     except _Taken:
-        return
+        raise
     except _Pruned:
         with _storing():
             study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
@@ -254,7 +254,7 @@ def _confirm_once(
         if trial_id is None:
             return True
     candidate, seed = wanted[0]
-    with _alive(held, trial_id, orders) as taken:
+    with contextlib.suppress(_Taken), _alive(held, trial_id, orders) as taken:
         storage = held._storage
 
         def watch_run(step: int, returns: list[list[float]]) -> None:
@@ -267,7 +267,7 @@ def _confirm_once(
                 config = configured(definition.bases[env], candidates[candidate][env], seed=seed, threads=orders.threads)
                 runs.append({"env": env, "seed": seed, **summary(train_once(config, watch_run), definition, env)})
         except _Taken:
-            return True
+            raise
         except Exception as error:
             if _is_full(error):
                 _give_back(held, trial_id, repeat=False)
