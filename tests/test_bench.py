@@ -141,6 +141,18 @@ def test_other_runs_are_left_alone(tmp_path: Path, in_process: list[str]) -> Non
     assert in_process == [str(cell)]
 
 
+@pytest.mark.parametrize(
+    "arguments", [["ppo,ppo"], ["ppo", "--vary", "gamma=[0.9,9e-1]"], ["ppo,PPO"]], ids=["name", "value", "case"]
+)
+def test_no_run_counts_twice(
+    arguments: list[str], tmp_path: Path, in_process: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    algo, *others = arguments
+    assert main(["bench", algo, "CartPole-v1", "--seeds", "1", *others, "-f", str(tmp_path)]) == 2
+    assert "are one run, in '" in capsys.readouterr().err
+    assert in_process == []
+
+
 def test_one_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     """In processes of their own."""
     found = cells(tmp_path, envs=["Nowhere-v0", "CartPole-v1"])

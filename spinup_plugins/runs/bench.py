@@ -134,8 +134,13 @@ def bench(
         made for the purpose
     :param watch: is told every second how far things have come
     :return: how runs ended, as they do; at first those that were finished already
-    :raises ConfigError: a folder holds a run of another configuration or is no run's, or somebody else is at work
+    :raises ConfigError: two runs have one folder, a folder holds a run of another configuration or is no run's, or somebody
+        else is at work
     """
+    owners: dict[Path, Cell] = {}
+    for cell in cells:
+        if (other := owners.setdefault(cell.folder, cell)) is not cell:
+            raise ConfigError(f"'{other}' and '{cell}' are one run, in '{cell.folder}': name each once")
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
