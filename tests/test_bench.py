@@ -183,12 +183,12 @@ def test_results_are_written_and_read(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, in_process: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     settings = [f"--set={key}={value}" for key, value in TINY.items() if key != "policy_kwargs"]
     common = ["-n", "64", "--eval-every", "32", "--eval-episodes", "1", "--final-episodes", "2", *settings]
-    runs, results = ["-f", str(tmp_path / "runs")], ["--results", str(tmp_path / "results")]
+    runs, results = ["-f", str(tmp_path / "runs")], ["--results", str(tmp_path / "results [a]")]
     assert main(["bench", "ppo", "CartPole-v1", "--seeds", "2", "--vary", "gamma=[0.9,0.5]", *common, *runs, *results]) == 0
     out = capsys.readouterr().out
-    assert "4 of 4 runs finished" in out
+    assert f"4 of 4 runs finished; results are in {tmp_path / 'results [a]'}" in out
     assert len([line for line in out.splitlines() if line.startswith("ppo") and "CartPole-v1 gamma=0." in line]) == 2
-    read = read_results(tmp_path / "results" / "ppo" / "CartPole-v1" / "gamma=0.5")
+    read = read_results(tmp_path / "results [a]" / "ppo" / "CartPole-v1" / "gamma=0.5")
     assert [result.seed for result in read] == [0, 1]
     assert main(["bench", "ppo", "CartPole-v1,Nowhere-v0", "--seeds", "0,", *common, *runs]) == 2
     assert main(["bench", "ppo", "CartPole-v1,Nowhere-v0", "--seeds", "1", *common, *runs]) == 1

@@ -539,7 +539,7 @@ def test_the_command_warns_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "y").mkdir()
     (tmp_path / "y" / "evaluations.npz").write_text("nonsense")
     out = tmp_path / "out"
-    args = ["report", "--label", f"mine={tmp_path / 'x'}", str(tmp_path / "y"), "--out", str(out), "--fractions", "0.3"]
+    args = ["report", "--label", f"mine [old]={tmp_path / 'x'}", str(tmp_path / "y"), "--out", str(out), "--fractions", "0.3"]
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert main(args) == 0
@@ -549,7 +549,7 @@ def test_the_command_warns_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
     )
     assert len(output.err.splitlines()) == 1
     assert output.out.splitlines()[-1] == f"wrote {out / 'index.html'}"
-    assert output.out.splitlines()[1].split() == ["mine", "unknown", "1", "2"]
+    assert output.out.splitlines()[1].split() == ["mine", "[old]", "unknown", "1", "2"]
     assert "0.3 (1.3)" in (out / "README.md").read_text()
     assert main([*args, "--strict"]) == 2
 
