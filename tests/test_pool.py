@@ -1,6 +1,8 @@
 """Jobs in processes: errors are told and kept apart, Ctrl-C leaves none behind."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,17 +54,30 @@ def test_one_that_fails_leaves_the_others_alone(jobs: Any, tmp_path: Path) -> No
     assert max(active for active, _ in seen) == 2
 
 
-def test_stopping_stops_the_jobs(jobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stop", [interrupt, lambda: os.kill(os.getpid(), signal.SIGTERM)], ids=["Ctrl-C", "SIGTERM"])
+def test_stopping_stops_the_jobs(stop: Any, jobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     start = pool._start
     monkeypatch.setattr(pool, "_start", lambda job: started.append(start(job)) or started[-1])
 
     def watch(active: Any, done: int) -> None:
         if (tmp_path / "0.txt").exists():
-            raise KeyboardInterrupt
+            stop()
 
-    with pytest.raises(KeyboardInterrupt):
-        list(run_jobs(jobs("sleep"), watch=watch))
+    def missed(*_: object) -> None:
+        pytest.fail("nobody stopped the jobs")
+
+    before = signal.signal(signal.SIGTERM, missed)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(run_jobs(jobs("sleep"), watch=watch))
+        assert signal.getsignal(signal.SIGTERM) is missed, "as it was"
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert started[0].process.poll() is not None
 
 

@@ -32,7 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from spinup_plugins.errors import SpinupError
 from spinup_plugins.runs.files import one_line
-from spinup_plugins.runs.pool import THREADS, serve
+from spinup_plugins.runs.pool import THREADS, interruptible, serve
 from spinup_plugins.tuning import confirm
 from spinup_plugins.tuning.objective import Curve, configured, measure, normalised, score, train_once
 from spinup_plugins.tuning.slots import is_surplus, slots_of, unrepeated
@@ -480,37 +480,34 @@ def run_workers(
     orders = orders._replace(parent=os.getpid())
     active: list[_Active] = []
     spare = 3 * n
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
-    try:
-        active += [_start(orders) for _ in range(n)]
-        while active:
-            watch([each.process.pid for each in active])
-            for each in [each for each in active if each.process.poll() is not None]:
-                active.remove(each)
-                error = _error(each)
-                status = each.process.returncode
-                if status > 0 and status != TERMINATED:
-                    raise StudyError(error)
-                if status != 0:
-                    if not spare:
-                        raise StudyError(f"workers keep being killed, the last one ended with status {status}")
-                    spare -= 1
-                    active.append(_start(orders))
-            time.sleep(0.1)
-    finally:
-        for each in active:
-            each.process.terminate()
-        deadline = time.monotonic() + patience
-        for each in active:
-            try:
-                each.process.wait(max(deadline - time.monotonic(), 0.1))
-            except subprocess.TimeoutExpired:
-                each.process.kill()
-                each.process.wait()
-            each.errors.close()
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+    with interruptible():
+        try:
+            active += [_start(orders) for _ in range(n)]
+            while active:
+                watch([each.process.pid for each in active])
+                for each in [each for each in active if each.process.poll() is not None]:
+                    active.remove(each)
+                    error = _error(each)
+                    status = each.process.returncode
+                    if status > 0 and status != TERMINATED:
+                        raise StudyError(error)
+                    if status != 0:
+                        if not spare:
+                            raise StudyError(f"workers keep being killed, the last one ended with status {status}")
+                        spare -= 1
+                        active.append(_start(orders))
+                time.sleep(0.1)
+        finally:
+            for each in active:
+                each.process.terminate()
+            deadline = time.monotonic() + patience
+            for each in active:
+                try:
+                    each.process.wait(max(deadline - time.monotonic(), 0.1))
+                except subprocess.TimeoutExpired:
+                    each.process.kill()
+                    each.process.wait()
+                each.errors.close()
 
 
 def _start(orders: Orders) -> _Active:
