@@ -122,7 +122,10 @@ def _end(active: _Active) -> Ended:
     lines = active.errors.read().decode(errors="replace").strip().splitlines()
     active.errors.close()
     seconds, status = time.perf_counter() - active.began, active.process.returncode
-    error = (lines[-1] if lines else f"ended with status {status}") if status else ""
+    if status < 0:  # what it wrote before, a warning perhaps, is not why
+        error = f"killed by signal {-status}"
+    else:
+        error = (lines[-1] if lines else f"ended with status {status}") if status else ""
     return Ended(active.job, seconds, error)
 
 
