@@ -185,7 +185,10 @@ def test_what_there_is_and_how_it_is_shown(zoo: Path, capsys: pytest.CaptureFixt
         assert message in capsys.readouterr().err
 
 
-def test_the_page_is_made_of_the_results(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_is_made_of_the_results(
+    zoo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(zoo.parent)
     assert main(["zoo", "table"]) == 0
     assert capsys.readouterr().out.split() == [str(zoo / "README.md"), str(zoo / "report" / "index.html")]
     page = (zoo / "README.md").read_text()
@@ -197,6 +200,9 @@ def test_the_page_is_made_of_the_results(zoo: Path, capsys: pytest.CaptureFixtur
     assert cells[4] == "475"
     assert cells[7] == "[card](agents/vpg/CartPole-v1/README.md)"
     assert (zoo / "agents" / "vpg" / "CartPole-v1" / "README.md").is_file()
+    report = (zoo / "report" / "README.md").read_text()
+    assert f"| {zoo.name}/results/vpg/CartPole-v1 |" in report
+    assert str(zoo.parent) not in report, "whoever makes the page again gets the same"
 
 
 def test_goals(zoo: Path) -> None:
