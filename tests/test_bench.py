@@ -115,7 +115,7 @@ def test_a_run_that_was_cut_short_begins_anew(tmp_path: Path, in_process: list[s
 def test_a_run_that_was_killed_while_it_was_built_begins_anew(tmp_path: Path, in_process: list[str]) -> None:
     (cell,) = cells(tmp_path)
     cell.folder.mkdir(parents=True)
-    for name in ("0.monitor.csv", "progress.csv"):
+    for name in ("0.monitor.csv", "progress.csv", "events.out.tfevents.1.host.2.0", ".12-config.yml"):
         (cell.folder / name).write_text("begun")
     (outcome,) = bench([cell], tmp_path)
     assert outcome.error == ""

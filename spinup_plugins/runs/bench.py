@@ -28,6 +28,10 @@ PROTOCOL: dict[str, Any] = {"eval_every": 10_000, "eval_episodes": 10, "final_ep
 """Spinning Up's way to evaluate, a hundred episodes after training, and one process a run."""
 
 
+_EARLY = ("*.monitor.csv", "progress.csv", "events.out.tfevents.*", f".*-{CONFIG}")
+"""Files that there may be before a run's configuration, whose temporary file is the last."""
+
+
 class Cell(NamedTuple):
     """One run of the grid.
 
@@ -224,8 +228,8 @@ def _is_finished(cell: Cell) -> bool:
     if not cell.folder.exists():
         return False
     if not (cell.folder / CONFIG).is_file():
-        # A run that is killed early leaves the books of its environments and nothing else.
-        if not all(fnmatch(file.name, "*.monitor.csv") or file.name == "progress.csv" for file in cell.folder.iterdir()):
+        # A run that is killed early leaves the books of its environments, logs that are begun, and nothing else.
+        if not all(any(fnmatch(file.name, each) for each in _EARLY) for file in cell.folder.iterdir()):
             raise ConfigError(f"'{cell.folder}' is not empty and no run's: take another folder")
         return False
     there, wanted = _settings(load(cell.folder / CONFIG)), _settings(completed(cell.config, None))
