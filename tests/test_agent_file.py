@@ -508,6 +508,7 @@ def test_the_command_line_converts_both_ways(
         (["export", "sb3.zip"], "its algorithm and environment must be given"),
         (["export", "run", "-o", "model.zip"], "'model.zip' must end in '.spinup'"),
         (["export", "run/agent.spinup", "--best"], "is an agent file: --best, --algo and --env are for runs and zips"),
+        (["export", "run/agent.spinup", "-o", "sb3.zip/x.zip"], "cannot save 'sb3.zip/x.zip': "),
         (["export", "damaged.spinup"], "cannot load 'damaged.spinup': it is damaged, or was changed"),
         (["eval", "damaged.spinup"], "cannot load 'damaged.spinup'"),
         (["eval", "run/agent.spinup", "--algo", "sac"], "is an agent of ppo, not of sac"),

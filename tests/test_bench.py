@@ -138,6 +138,9 @@ def test_other_runs_are_left_alone(tmp_path: Path, in_process: list[str]) -> Non
         list(bench([cell], tmp_path))
     with FileLock(tmp_path / ".bench.lock"), pytest.raises(ConfigError, match="another 'spinup bench' is at work"):
         list(bench([cell], tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot write to '.*file': File exists"):
+        list(bench([cell], tmp_path / "file"))
     assert in_process == [str(cell)]
 
 

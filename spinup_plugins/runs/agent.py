@@ -713,15 +713,19 @@ class Agent:
 
         :param path: file, ``.zip`` is added to a name without suffix; statistics go to ``vecnormalize.pkl`` beside
             ``model.zip``, and to ``<name>_vecnormalize.pkl`` beside ``<name>.zip``
+        :raises ConfigError: ``path`` cannot be written to
         """
         path = Path(path)
         path = path if path.suffix else path.with_suffix(".zip")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if self._normalizer is not None:
-            with replacing(statistics_file(path)) as temporary:
-                self._normalizer.save(str(temporary))
-        with replacing(path) as temporary:
-            self._model.save(temporary)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self._normalizer is not None:
+                with replacing(statistics_file(path)) as temporary:
+                    self._normalizer.save(str(temporary))
+            with replacing(path) as temporary:
+                self._model.save(temporary)
+        except OSError as error:
+            raise ConfigError(f"cannot save '{path}': {error.strerror}") from error
 
     def _make(
         self, env: str | None, n_envs: int | None, *, playing: bool, render_mode: str | None = None, seed: int | None = None

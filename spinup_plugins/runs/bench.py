@@ -138,19 +138,21 @@ def bench(
         made for the purpose
     :param watch: is told every second how far things have come
     :return: how runs ended, as they do; at first those that were finished already
-    :raises ConfigError: two runs have one folder, a folder holds a run of another configuration or is no run's, or somebody
-        else is at work
+    :raises ConfigError: two runs have one folder, a folder holds a run of another configuration or is no run's, somebody else is
+        at work, or ``folder`` cannot be written to
     """
     owners: dict[Path, Cell] = {}
     for cell in cells:
         if (other := owners.setdefault(cell.folder, cell)) is not cell:
             raise ConfigError(f"'{other}' and '{cell}' are one run, in '{cell.folder}': name each once")
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(folder / ".bench.lock", timeout=0))
         except Timeout:
             raise ConfigError(f"another 'spinup bench' is at work in '{folder}'") from None
+        except OSError as error:
+            raise ConfigError(f"cannot write to '{folder}': {error.strerror}") from error
         waiting = []
         for cell in cells:
             if _is_finished(cell):
