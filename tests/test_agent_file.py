@@ -324,9 +324,9 @@ def test_spaces_of_many_rows_are_told_on_one_line(normalize: bool, tmp_path: Pat
     model = make("td3", "Pendulum-v1", wrappers=stacked, normalize=normalize, buffer_size=1, policy_kwargs={"net_arch": [2]})
     save_agent(model, tmp_path / "agent")
     agent = load_agent(tmp_path / "agent.spinup", "CartPole-v1")
-    for build in (agent.env, agent.model):
+    for make_it in (agent.env, agent.model):
         with pytest.raises(ConfigError, match="the environment is not one for this agent: ") as caught:
-            build()
+            make_it()
         assert "\n" not in str(caught.value)
 
 

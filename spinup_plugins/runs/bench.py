@@ -138,8 +138,8 @@ def bench(
         made for the purpose
     :param watch: is told every second how far things have come
     :return: how runs ended, as they do; at first those that were finished already
-    :raises ConfigError: two runs have one folder, a folder holds a run of another configuration or is no run's, somebody else is
-        at work, or ``folder`` cannot be written to
+    :raises ConfigError: two runs have one folder, a folder holds a run of another configuration or is no run's, somebody
+        else is at work, or ``folder`` cannot be written to
     """
     owners: dict[Path, Cell] = {}
     for cell in cells:
