@@ -11,12 +11,14 @@ import pytest
 
 from spinup_plugins import load_agent, paths
 from spinup_plugins.cli import main
-from spinup_plugins.errors import UnknownNameError
+from spinup_plugins.errors import ModelFileError, UnknownNameError
 from spinup_plugins.runs import references
 from spinup_plugins.runs.agent import published, save_agent
+from spinup_plugins.runs.config import load
 from spinup_plugins.runs.evaluation import Evaluation
 from spinup_plugins.runs.results import Result, final_summary
 from spinup_plugins.zoo.catalog import Entry, entries, median_result
+from spinup_plugins.zoo.publish import card, publish_entry
 from spinup_plugins.zoo.table import GOALS, goal
 from spinup_plugins.zoo.verify import verify
 
@@ -87,6 +89,27 @@ def test_the_seed_in_the_middle_is_published(zoo: Path) -> None:
     model = agent.model()
     model.learn(100, reset_num_timesteps=False)
     assert model.num_timesteps > agent.num_timesteps
+
+
+def test_a_card_tells_how_to_train_its_seeds_again(zoo: Path) -> None:
+    config = load(published(*ENTRY).with_name("config.yml"))
+    for seeds, spelled in (([0, 1, 2], "3"), ([1, 5], "1,5")):
+        results = [result(seed, 1.0, 2.0) for seed in seeds]
+        text = card(ENTRY, config.model_copy(update={"seed": seeds[1]}), results)
+        assert f"`spinup zoo train vpg CartPole-v1 --seeds {spelled}` trains all seeds again" in text
+
+
+def test_what_cannot_be_exported_leaves_the_zoo_as_it_was(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(zoo, tmp_path / "zoo")
+    use(monkeypatch, tmp_path / "zoo")
+    shutil.copytree(zoo.parent / "runs", tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs" / "vpg" / "CartPole-v1" / "seed0")
+    for model in (tmp_path / "runs").rglob("model.zip"):
+        model.write_text("damaged")
+    before = {file: file.read_bytes() for file in (tmp_path / "zoo").rglob("*") if file.is_file()}
+    with pytest.raises(ModelFileError, match=r"model\.zip"):
+        publish_entry(ENTRY, tmp_path / "runs")
+    assert {file: file.read_bytes() for file in (tmp_path / "zoo").rglob("*") if file.is_file()} == before
 
 
 def test_agents_are_verified(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
