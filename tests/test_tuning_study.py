@@ -179,6 +179,7 @@ def test_scores() -> None:
     returns = [[0.0, 0.0], [1.0, 1.0], [5.0, 3.0], [2.0, 100.0]]
     assert score(returns, "last", 0.25) == 51.0
     assert score(returns, "last", 0.5) == 4.0, "the middle half of 2, 3, 5, 100"
+    assert score([[float(i)] for i in range(25)], "last", 0.28) == 21.0, "7 of 25: the middle of 18 to 24"
     assert score(returns, "auc", 0.25) == (0 + 1 + 4 + 51) / 4
     assert score(returns, "max", 0.25) == 51
     with pytest.raises(EnvError, match="not finite"):
