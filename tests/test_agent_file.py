@@ -502,8 +502,11 @@ def test_the_command_line_converts_both_ways(
     shutil.copy("run/agent.spinup", "damaged.spinup")
     with open("damaged.spinup", "r+b") as damaged:
         damaged.truncate(999)
+    shutil.copytree(run, "cut")
+    Path("cut/evaluation.json").write_text('{"returns": [')
     for args, message in (
         (["export", "nowhere"], "is not a run folder"),
+        (["export", "cut"], "error: cut/evaluation.json: missing or damaged"),
         (["export", "nowhere.spinup"], "cannot load 'nowhere.spinup': no such file"),
         (["export", "sb3.zip"], "its algorithm and environment must be given"),
         (["export", "run", "-o", "model.zip"], "'model.zip' must end in '.spinup'"),
