@@ -7,6 +7,7 @@ import shutil
 import struct
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -932,6 +933,13 @@ def test_weights_that_do_not_fit_are_refused(refuse: Any, good: bytes) -> None:
     ):
         content = {key: value for key, value in {**tensors, **changed}.items() if value is not None}
         assert message in refuse(pack(data, content))
+
+
+def test_what_other_threads_build_meanwhile_is_theirs() -> None:
+    with ThreadPoolExecutor() as pool, agents._no_more_parameters_than({"policy/x": np.zeros(1)}):
+        assert pool.submit(th.nn.Linear, 64, 64).result().in_features == 64
+        with pytest.raises(ModelFileError, match="larger than its weights"):
+            th.nn.Linear(64, 64)
 
 
 def test_a_file_takes_no_memory_but_for_its_weights(refuse: Any, tmp_path: Path) -> None:

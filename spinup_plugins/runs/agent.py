@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import shorten
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -497,9 +498,12 @@ def _no_more_parameters_than(tensors: Tensors) -> Iterator[None]:
     """Stop networks from growing beyond what the file has weights for, before their memory is touched."""
     policy = [each for name, each in tensors.items() if name.startswith("policy/")]
     count, elements = 0, 0
+    own = get_ident()  # the hook sees what other threads build, too
 
     def check(module: th.nn.Module, name: str, parameter: th.nn.Parameter | None) -> None:
         nonlocal count, elements
+        if get_ident() != own:
+            return
         count, elements = count + 1, elements + (0 if parameter is None else parameter.numel())
         if count > 2 * len(policy) + 16 or elements > 2 * sum(each.size for each in policy):
             raise ModelFileError("the policy is larger than its weights")
