@@ -533,6 +533,13 @@ def test_equal_input_gives_equal_bytes(several: Path, tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
+def test_any_label_can_be_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    evaluations(tmp_path / "x" / "0", [1.0, 2.0])
+    report([], tmp_path / "out", labels={"a$^$": tmp_path / "x"})
+    assert (tmp_path / "out" / "curves-unknown.png").is_file()
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
