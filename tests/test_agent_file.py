@@ -7,6 +7,7 @@ import shutil
 import struct
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -318,6 +319,18 @@ def test_another_environment_may_be_named_and_must_fit(wrapped: Path) -> None:
         load_agent(wrapped, "CartPole-v1").model()
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_spaces_of_many_rows_are_told_on_one_line(normalize: bool, tmp_path: Path) -> None:
+    stacked = [{"frame_stack_observation": {"stack_size": 3}}]
+    model = make("td3", "Pendulum-v1", wrappers=stacked, normalize=normalize, buffer_size=1, policy_kwargs={"net_arch": [2]})
+    save_agent(model, tmp_path / "agent")
+    agent = load_agent(tmp_path / "agent.spinup", "CartPole-v1")
+    for make_it in (agent.env, agent.model):
+        with pytest.raises(ConfigError, match="the environment is not one for this agent: ") as caught:
+            make_it()
+        assert "\n" not in str(caught.value)
+
+
 def test_spaces_must_fit(tmp_path: Path) -> None:
     save_agent(learnt(DDPG), tmp_path / "agent")
     agent = load_agent(tmp_path / "agent.spinup")
@@ -490,12 +503,16 @@ def test_the_command_line_converts_both_ways(
     shutil.copy("run/agent.spinup", "damaged.spinup")
     with open("damaged.spinup", "r+b") as damaged:
         damaged.truncate(999)
+    shutil.copytree(run, "cut")
+    Path("cut/evaluation.json").write_text('{"returns": [')
     for args, message in (
         (["export", "nowhere"], "is not a run folder"),
+        (["export", "cut"], "error: cut/evaluation.json: missing or damaged"),
         (["export", "nowhere.spinup"], "cannot load 'nowhere.spinup': no such file"),
         (["export", "sb3.zip"], "its algorithm and environment must be given"),
         (["export", "run", "-o", "model.zip"], "'model.zip' must end in '.spinup'"),
         (["export", "run/agent.spinup", "--best"], "is an agent file: --best, --algo and --env are for runs and zips"),
+        (["export", "run/agent.spinup", "-o", "sb3.zip/x.zip"], "cannot save 'sb3.zip/x.zip': "),
         (["export", "damaged.spinup"], "cannot load 'damaged.spinup': it is damaged, or was changed"),
         (["eval", "damaged.spinup"], "cannot load 'damaged.spinup'"),
         (["eval", "run/agent.spinup", "--algo", "sac"], "is an agent of ppo, not of sac"),
@@ -513,6 +530,9 @@ def test_published_agents_go_by_algorithm_and_environment(tmp_path: Path, monkey
     path = published("ddpg", "module:ALE/Toy-v0")
     assert path == tmp_path / "zoo" / "agents" / "ddpg" / "ALE-Toy-v0" / "agent.spinup"
     save_agent(learnt(DDPG), path)
+    assert load_agent("ddpg", "ALE/Toy-v0").card.algorithm == "ddpg"
+    (tmp_path / "runs" / "ddpg").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "runs")  # where there is a folder of that name
     assert load_agent("ddpg", "ALE/Toy-v0").card.algorithm == "ddpg"
     with pytest.raises(
         UnknownNameError, match=r"no agent of ddpg is published for 'ALE-Toi-v0' \(did you mean 'ALE-Toy-v0'\?\)"
@@ -595,6 +615,9 @@ def test_other_faults_of_a_model_are_found_when_it_is_saved(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"agent.zip': the name of an agent file ends in '.spinup'"):
         save_agent(learnt(PPO), tmp_path / "agent.zip")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^cannot save '.*file/agent.spinup': (File exists|Not a directory)$"):
+        save_agent(learnt(PPO), tmp_path / "file" / "agent.spinup")
 
 
 @pytest.mark.parametrize(
@@ -786,6 +809,8 @@ def test_only_valid_tensors_are_read(refuse: Any, good: bytes) -> None:
         written(header[:-1] + b"," + json.dumps({name: entries[name]}, separators=(",", ":")).encode()[1:]),
         written({**entries, "__metadata__": {"a": "b"}}),
         written({**entries, name: {**entries[name], "dtype": "BF16"}}),
+        written({**entries, name: {**entries[name], "dtype": []}}),
+        written({**entries, name: {**entries[name], "dtype": {}}}),
         written({**entries, name: {**entries[name], "shape": [10**30]}}),
         written({**entries, name: {**entries[name], "shape": [-1]}}),
         written({**entries, name: {**entries[name], "shape": [2**40, 2**40]}}),
@@ -908,6 +933,13 @@ def test_weights_that_do_not_fit_are_refused(refuse: Any, good: bytes) -> None:
     ):
         content = {key: value for key, value in {**tensors, **changed}.items() if value is not None}
         assert message in refuse(pack(data, content))
+
+
+def test_what_other_threads_build_meanwhile_is_theirs() -> None:
+    with ThreadPoolExecutor() as pool, agents._no_more_parameters_than({"policy/x": np.zeros(1)}):
+        assert pool.submit(th.nn.Linear, 64, 64).result().in_features == 64
+        with pytest.raises(ModelFileError, match="larger than its weights"):
+            th.nn.Linear(64, 64)
 
 
 def test_a_file_takes_no_memory_but_for_its_weights(refuse: Any, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_run_that_was_cut_short_begins_anew(tmp_path: Path, in_process: list[s
 def test_a_run_that_was_killed_while_it_was_built_begins_anew(tmp_path: Path, in_process: list[str]) -> None:
     (cell,) = cells(tmp_path)
     cell.folder.mkdir(parents=True)
-    for name in ("0.monitor.csv", "progress.csv"):
+    for name in ("0.monitor.csv", "progress.csv", "events.out.tfevents.1.host.2.0", ".12-config.yml"):
         (cell.folder / name).write_text("begun")
     (outcome,) = bench([cell], tmp_path)
     assert outcome.error == ""
@@ -139,7 +139,22 @@ def test_other_runs_are_left_alone(tmp_path: Path, in_process: list[str]) -> Non
         list(bench([cell], tmp_path))
     with FileLock(tmp_path / ".bench.lock"), pytest.raises(ConfigError, match="another 'spinup bench' is at work"):
         list(bench([cell], tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot write to '.*file': File exists"):
+        list(bench([cell], tmp_path / "file"))
     assert in_process == [str(cell)]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["ppo,ppo"], ["ppo", "--vary", "gamma=[0.9,9e-1]"], ["ppo,PPO"]], ids=["name", "value", "case"]
+)
+def test_no_run_counts_twice(
+    arguments: list[str], tmp_path: Path, in_process: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    algo, *others = arguments
+    assert main(["bench", algo, "CartPole-v1", "--seeds", "1", *others, "-f", str(tmp_path)]) == 2
+    assert "are one run, in '" in capsys.readouterr().err
+    assert in_process == []
 
 
 def test_one_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
@@ -172,12 +187,12 @@ def test_results_are_written_and_read(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, in_process: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     settings = [f"--set={key}={value}" for key, value in TINY.items() if key != "policy_kwargs"]
     common = ["-n", "64", "--eval-every", "32", "--eval-episodes", "1", "--final-episodes", "2", *settings]
-    runs, results = ["-f", str(tmp_path / "runs")], ["--results", str(tmp_path / "results")]
+    runs, results = ["-f", str(tmp_path / "runs")], ["--results", str(tmp_path / "results [a]")]
     assert main(["bench", "ppo", "CartPole-v1", "--seeds", "2", "--vary", "gamma=[0.9,0.5]", *common, *runs, *results]) == 0
     out = capsys.readouterr().out
-    assert "4 of 4 runs finished" in out
+    assert f"4 of 4 runs finished; results are in {tmp_path / 'results [a]'}" in out
     assert len([line for line in out.splitlines() if line.startswith("ppo") and "CartPole-v1 gamma=0." in line]) == 2
-    read = read_results(tmp_path / "results" / "ppo" / "CartPole-v1" / "gamma=0.5")
+    read = read_results(tmp_path / "results [a]" / "ppo" / "CartPole-v1" / "gamma=0.5")
     assert [result.seed for result in read] == [0, 1]
     assert main(["bench", "ppo", "CartPole-v1,Nowhere-v0", "--seeds", "1", *common, *runs]) == 1
     captured = capsys.readouterr()

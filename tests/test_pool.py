@@ -1,6 +1,8 @@
 """Jobs in processes: errors are told and kept apart, Ctrl-C leaves none behind."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ def work(argument):
         raise ValueError("first\\nno such thing")
     if argument["do"] == "die":
         os._exit(3)
+    if argument["do"] == "kill":
+        print("a warning", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), 9)
     if argument["do"] == "sleep":
         time.sleep(60)
 serve(work)
@@ -43,26 +48,44 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_one_that_fails_leaves_the_others_alone(jobs: Any, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    ended = list(run_jobs(jobs("fail", "pass", "die"), 2, lambda active, done: seen.append((len(active), done))))
+    ended = list(run_jobs(jobs("fail", "pass", "die", "kill"), 2, lambda active, done: seen.append((len(active), done))))
     assert all(isinstance(each, Ended) and each.seconds > 0 for each in ended)
     errors = {each.job.name: each.error for each in ended}
-    assert errors == {"fail 0": "ValueError: first no such thing", "pass 1": "", "die 2": "ended with status 3"}
-    assert [(tmp_path / f"{i}.txt").read_text() for i in range(3)] == ["1"] * 3, "one thread each"
+    assert errors == {
+        "fail 0": "ValueError: first no such thing",
+        "pass 1": "",
+        "die 2": "ended with status 3",
+        "kill 3": "killed by signal 9",
+    }
+    assert [(tmp_path / f"{i}.txt").read_text() for i in range(4)] == ["1"] * 4, "one thread each"
     assert seen[0] == (2, 0)
     assert max(active for active, _ in seen) == 2
 
 
-def test_stopping_stops_the_jobs(jobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stop", [interrupt, lambda: os.kill(os.getpid(), signal.SIGTERM)], ids=["Ctrl-C", "SIGTERM"])
+def test_stopping_stops_the_jobs(stop: Any, jobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     start = pool._start
     monkeypatch.setattr(pool, "_start", lambda job: started.append(start(job)) or started[-1])
 
     def watch(active: Any, done: int) -> None:
         if (tmp_path / "0.txt").exists():
-            raise KeyboardInterrupt
+            stop()
 
-    with pytest.raises(KeyboardInterrupt):
-        list(run_jobs(jobs("sleep"), watch=watch))
+    def missed(*_: object) -> None:
+        pytest.fail("nobody stopped the jobs")
+
+    before = signal.signal(signal.SIGTERM, missed)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(run_jobs(jobs("sleep"), watch=watch))
+        assert signal.getsignal(signal.SIGTERM) is missed, "as it was"
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert started[0].process.poll() is not None
 
 

@@ -226,11 +226,14 @@ def test_a_seed_that_is_there_twice_is_told(tmp_path: Path) -> None:
         ("0.monitor.csv", b"r,l,t\n1,2,3\n", "the first line is no header"),
         ("0.monitor.csv", b'#{"t_start": 1}\nr,l,t\n1,2\n', "no monitor file"),
         ("0.monitor.csv", b'#{"t_start": 1}\nr,l,t\n1,0,2\n', "an episode without steps"),
+        ("0.monitor.csv", b'#{"t_start": 1}\nr,l,t\n1,inf,2\n', "no monitor file"),
+        ("0.monitor.csv", b'#{"t_start": 1}\nr,l,t\n1,2,3\n' + b"\0" * 2**18, "no monitor file"),
         ("0.monitor.csv", b'#{"t_start": 1}\nr,l,t\n', "no episode ended"),
         ("curve.csv", b"step,value\n1,2\n", "expected rows of seed,timesteps,seconds,return"),
         ("curve.csv", b"seed,timesteps,seconds,return\n,10,1,2\n", "seed and timesteps must be numbers"),
         ("curve.csv", b"seed,timesteps,seconds,return\n0,10,1,2\n0,10,1,2\n", "timesteps do not ascend"),
         ("curve.csv", b"seed,timesteps,seconds,return\n0,10,1,\n", "returns that are not finite"),
+        ("curve.csv", b"seed,timesteps,seconds,return\n" + b"\0" * 2**18, "no results"),
         ("curve.csv", b"seed,timesteps,seconds,return\n", "no results"),
     ],
 )
@@ -530,6 +533,13 @@ def test_equal_input_gives_equal_bytes(several: Path, tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
+def test_any_label_can_be_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    evaluations(tmp_path / "x" / "0", [1.0, 2.0])
+    report([], tmp_path / "out", labels={"a$^$": tmp_path / "x"})
+    assert (tmp_path / "out" / "curves-unknown.png").is_file()
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -539,7 +549,7 @@ def test_the_command_warns_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "y").mkdir()
     (tmp_path / "y" / "evaluations.npz").write_text("nonsense")
     out = tmp_path / "out"
-    args = ["report", "--label", f"mine={tmp_path / 'x'}", str(tmp_path / "y"), "--out", str(out), "--fractions", "0.3"]
+    args = ["report", "--label", f"mine [old]={tmp_path / 'x'}", str(tmp_path / "y"), "--out", str(out), "--fractions", "0.3"]
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert main(args) == 0
@@ -549,7 +559,7 @@ def test_the_command_warns_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
     )
     assert len(output.err.splitlines()) == 1
     assert output.out.splitlines()[-1] == f"wrote {out / 'index.html'}"
-    assert output.out.splitlines()[1].split() == ["mine", "unknown", "1", "2"]
+    assert output.out.splitlines()[1].split() == ["mine", "[old]", "unknown", "1", "2"]
     assert "0.3 (1.3)" in (out / "README.md").read_text()
     assert main([*args, "--strict"]) == 2
 

@@ -187,6 +187,7 @@ def test_scores() -> None:
     returns = [[0.0, 0.0], [1.0, 1.0], [5.0, 3.0], [2.0, 100.0]]
     assert score(returns, "last", 0.25) == 51.0
     assert score(returns, "last", 0.5) == 4.0, "the middle half of 2, 3, 5, 100"
+    assert score([[float(i)] for i in range(25)], "last", 0.28) == 21.0, "7 of 25: the middle of 18 to 24"
     assert score(returns, "auc", 0.25) == (0 + 1 + 4 + 51) / 4
     assert score(returns, "max", 0.25) == 51
     with pytest.raises(EnvError, match="not finite"):
@@ -412,6 +413,17 @@ def test_the_folder_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         table(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(("until", "sentence"), [(3, "One trial, which had nobody to race."), (1, "No trial could race.")])
+def test_a_report_tells_of_no_race_that_was_not(
+    until: int, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "train_once", pretended)
+    study = done(str(tmp_path / "a"), definition(confirm_seeds=2, top=1), until)
+    report = (export(study, tmp_path / "out", until=until).folder / "report.md").read_text()
+    assert f"## Race\n\n{sentence}\n\n## Confirmation" in report
+    assert "| candidate |" not in report
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from spinup_plugins.cli import main
 
@@ -434,6 +446,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     folder = Path("tuning/studies/ppo/Target-v0")
     assert (folder / "best.yml").is_file()
     assert main([*small, "--until-trials", "6", "--confirm-seeds", "3"]) == 0, "goes on"
+    assert "--preset tuning/studies/ppo/Target-v0/best.yml" in capsys.readouterr().out
+    assert main([*small, "--until-trials", "6", "--out", "my studies"]) == 0
+    assert "--preset 'my studies/best.yml'" in capsys.readouterr().out
     assert main(["tune", "--table"]) == 0
     assert "| ppo | tuning_envs:Target-v0 | 3 |" in capsys.readouterr().out
     for arguments, message in (

@@ -18,7 +18,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from test_tuning_study import definition
 
+from spinup_plugins.tuning import confirm
 from spinup_plugins.tuning import workers as module
+from spinup_plugins.tuning.objective import Curve
 from spinup_plugins.tuning.slots import Slot, is_lost, is_surplus, slots_of, unrepeated
 from spinup_plugins.tuning.study import create, open_storage, open_study
 from spinup_plugins.tuning.workers import Orders, StudyError, run_workers
@@ -230,6 +232,36 @@ def test_a_worker_that_is_silent_is_lost(tmp_path: Path, monkeypatch: pytest.Mon
     assert study.trials[-1].user_attrs == {"retry_of": 1}
     assert buried() == 1
     assert len(study.trials) == 3, "queued once"
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
+@pytest.mark.parametrize("nth", [1, 4], ids=["trial", "confirmation"])
+def test_a_training_that_others_took_for_lost_is_left_to_them(
+    nth: int, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = str(tmp_path / "study.journal")
+    settings = {"sampler": "random", "seeds_per_trial": 1, "race_seeds": 1, "confirm_seeds": 2}
+    study = create(open_storage(where), "x", definition(**settings), until=2)
+    calls = 0
+
+    def train(config: Any, watch: Any) -> Curve:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            for each in (study, confirm.open_confirmation(study)):
+                for trial in each.get_trials(deepcopy=False):
+                    if trial.state == TrialState.RUNNING:
+                        module.lose(each, trial._trial_id)
+            if fails:
+                raise ValueError("worn out")
+        return Curve((100,), ((float(calls),),), (1.0,), 1.0)
+
+    monkeypatch.setattr(module, "train_once", train)
+    module.work(Orders(where, "x", 2))
+    assert [slot.trial.state.name for slot in slots_of(study.trials)] == ["COMPLETE"] * 2
+    held = confirm.results(confirm.open_confirmation(study))
+    assert len(held) == 4
+    assert calls == 2 + 4 + 1, "once more"
 
 
 def test_processes_that_are_gone_are_recognised() -> None:

@@ -2,18 +2,23 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from spinup_plugins import load_agent, paths
 from spinup_plugins.cli import main
-from spinup_plugins.errors import UnknownNameError
+from spinup_plugins.errors import ModelFileError, UnknownNameError
 from spinup_plugins.runs import references
-from spinup_plugins.runs.agent import published
+from spinup_plugins.runs.agent import published, save_agent
+from spinup_plugins.runs.config import load
+from spinup_plugins.runs.evaluation import Evaluation
 from spinup_plugins.runs.results import Result, final_summary
 from spinup_plugins.zoo.catalog import Entry, entries, median_result
+from spinup_plugins.zoo.publish import card, publish_entry
 from spinup_plugins.zoo.table import GOALS, goal
 from spinup_plugins.zoo.verify import verify
 
@@ -86,11 +91,52 @@ def test_the_seed_in_the_middle_is_published(zoo: Path) -> None:
     assert model.num_timesteps > agent.num_timesteps
 
 
+def test_a_card_tells_how_to_train_its_seeds_again(zoo: Path) -> None:
+    config = load(published(*ENTRY).with_name("config.yml"))
+    for seeds, spelled in (([0, 1, 2], "3"), ([1, 5], "1,5")):
+        results = [result(seed, 1.0, 2.0) for seed in seeds]
+        text = card(ENTRY, config.model_copy(update={"seed": seeds[1]}), results)
+        assert f"`spinup zoo train vpg CartPole-v1 --seeds {spelled}` trains all seeds again" in text
+
+
+def test_what_cannot_be_exported_leaves_the_zoo_as_it_was(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(zoo, tmp_path / "zoo")
+    use(monkeypatch, tmp_path / "zoo")
+    shutil.copytree(zoo.parent / "runs", tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs" / "vpg" / "CartPole-v1" / "seed0")
+    for model in (tmp_path / "runs").rglob("model.zip"):
+        model.write_text("damaged")
+    before = {file: file.read_bytes() for file in (tmp_path / "zoo").rglob("*") if file.is_file()}
+    with pytest.raises(ModelFileError, match=r"model\.zip"):
+        publish_entry(ENTRY, tmp_path / "runs")
+    assert {file: file.read_bytes() for file in (tmp_path / "zoo").rglob("*") if file.is_file()} == before
+
+
 def test_agents_are_verified(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["zoo", "verify", "-n", "20"]) == 0
     output = capsys.readouterr().out
     assert "vpg on CartPole-v1: " in output
     assert "1 of 1 agents are as published" in output
+
+
+def publish_anew(model: Any, returns: Sequence[float]) -> None:
+    """Replace the published agent and the hash on its card."""
+    old = load_agent(*ENTRY).hash
+    new = save_agent(model, published(*ENTRY), scores={"returns": returns})
+    card = published(*ENTRY).with_name("README.md")
+    card.write_text(card.read_text().replace(old, new))
+
+
+def test_an_agent_that_is_not_its_cards_is_found(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(zoo, tmp_path, dirs_exist_ok=True)
+    use(monkeypatch, tmp_path)
+    agent = load_agent("vpg", "CartPole-v1")
+    other = save_agent(agent.model(learning_rate=0.5), published(*ENTRY), scores=agent.card.scores)
+    (verdict,) = verify([ENTRY], episodes=20)
+    assert verdict.fault.startswith(f"its hash {other[:12]}… is not the one in ")
+    published(*ENTRY).with_name("README.md").unlink()
+    (verdict,) = verify([ENTRY], episodes=20)
+    assert verdict.fault
 
 
 def test_agents_that_play_otherwise_are_found(
@@ -103,20 +149,38 @@ def test_agents_that_play_otherwise_are_found(
     published(*ENTRY).write_bytes(raw)
     assert main(["zoo", "verify"]) == 1
     assert "error: vpg on CartPole-v1: " in capsys.readouterr().err
-    shutil.copy(published("vpg", "CartPole-v1").parent / "evaluation.json", tmp_path)
-
-    from spinup_plugins.runs.agent import save_agent
-
     shutil.copytree(zoo / "agents", tmp_path / "agents", dirs_exist_ok=True)
     agent = load_agent("vpg", "CartPole-v1")
     better = [value + 100.0 for value in agent.card.scores["returns"]]
-    save_agent(agent.model(), published(*ENTRY), scores={"returns": better})
+    publish_anew(agent.model(), better)
     (verdict,) = verify([ENTRY], episodes=20)
     assert "plays otherwise than published" in verdict.fault
     assert verdict.p_value < 0.01
+    save_agent(agent.model(), published(*ENTRY), scores={"mean": 500.0})
+    (verdict,) = verify([ENTRY], episodes=20)
+    assert verdict.fault == "its file does not tell the returns of its episodes"
     published(*ENTRY).unlink()
     (verdict,) = verify([ENTRY])
     assert verdict.fault
+
+
+def test_the_same_returns_in_other_proportions_are_found(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(zoo, tmp_path, dirs_exist_ok=True)
+    use(monkeypatch, tmp_path)
+
+    def play(good: int) -> Any:
+        return lambda *_, **__: Evaluation((500.0,) * good + (9.0,) * (20 - good), (500,) * 20, None)
+
+    model = load_agent("vpg", "CartPole-v1").model()
+    publish_anew(model, play(19)().returns)
+    for good, fault in ((19, False), (18, False), (1, True)):
+        monkeypatch.setattr("spinup_plugins.zoo.verify.evaluate", play(good))
+        (verdict,) = verify([ENTRY])
+        assert bool(verdict.fault) is fault, good
+    publish_anew(model, play(20)().returns)
+    monkeypatch.setattr("spinup_plugins.zoo.verify.evaluate", play(20))
+    (verdict,) = verify([ENTRY])
+    assert (verdict.p_value, verdict.fault) == (1.0, "")
 
 
 def test_what_there_is_and_how_it_is_shown(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +208,10 @@ def test_what_there_is_and_how_it_is_shown(zoo: Path, capsys: pytest.CaptureFixt
         assert message in capsys.readouterr().err
 
 
-def test_the_page_is_made_of_the_results(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_is_made_of_the_results(
+    zoo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(zoo.parent)
     assert main(["zoo", "table"]) == 0
     assert capsys.readouterr().out.split() == [str(zoo / "README.md"), str(zoo / "report" / "index.html")]
     page = (zoo / "README.md").read_text()
@@ -156,6 +223,9 @@ def test_the_page_is_made_of_the_results(zoo: Path, capsys: pytest.CaptureFixtur
     assert cells[4] == "475"
     assert cells[7] == "[card](agents/vpg/CartPole-v1/README.md)"
     assert (zoo / "agents" / "vpg" / "CartPole-v1" / "README.md").is_file()
+    report = (zoo / "report" / "README.md").read_text()
+    assert f"| {zoo.name}/results/vpg/CartPole-v1 |" in report
+    assert str(zoo.parent) not in report, "whoever makes the page again gets the same"
 
 
 def test_goals(zoo: Path) -> None:

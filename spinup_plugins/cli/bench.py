@@ -138,7 +138,7 @@ def run_grid(cells: "Sequence[Cell]", folder: Path, *, results: Path, jobs: int 
     from spinup_plugins.runs.results import write_results
 
     outcomes: list[Outcome] = []
-    console, aside = Console(highlight=False), Console(stderr=True, highlight=False)
+    console, aside = Console(highlight=False, markup=False), Console(stderr=True, highlight=False, markup=False)
     with Live(console=aside, transient=True, auto_refresh=False) as live:
 
         def watch(progress: "Progress") -> None:
@@ -149,7 +149,7 @@ def run_grid(cells: "Sequence[Cell]", folder: Path, *, results: Path, jobs: int 
             if outcome.error:
                 complain("error", f"{outcome.cell}: {outcome.error}")
             elif outcome.seconds:
-                live.console.print(f"{outcome.cell}: done in {outcome.seconds:,.0f} s", soft_wrap=True, markup=False)
+                live.console.print(f"{outcome.cell}: done in {outcome.seconds:,.0f} s", soft_wrap=True)
     found = results_of(cells)
     for home, each in found.items():
         write_results(results / home.relative_to(folder), each)

@@ -52,9 +52,9 @@ def command(
         comparison = report(
             dirs or (), out, labels=_labels(label or ()), window=window, fractions=_fractions(fractions), strict=strict
         )
-        console = Console(highlight=False)
+        console = Console(highlight=False, markup=False)
         console.print(_summary(comparison))
-        console.print(f"wrote {out / 'index.html'}", soft_wrap=True, markup=False)
+        console.print(f"wrote {out / 'index.html'}", soft_wrap=True)
 
 
 def _labels(texts: "list[str] | tuple[()]") -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """``spinup tune``: a study of hyperparameters, on this machine's processes or on many machines with one storage."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -274,7 +275,7 @@ def _run(
         show(console, "improves", f"with probability {verdict.improvement:.2f}")
     show(console, "folder", str(outcome.folder))
     best_file = outcome.folder / "best.yml"
-    show(console, "next", f"spinup train {definition.algo} {definition.envs[0]} --preset {best_file}")
+    show(console, "next", f"spinup train {definition.algo} {definition.envs[0]} --preset {shlex.quote(str(best_file))}")
 
 
 def _references(texts: Sequence[str]) -> dict[str, tuple[float, float]]:

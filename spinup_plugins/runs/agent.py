@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import shorten
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -122,7 +123,7 @@ def save_agent(
         anew where learning goes on
     :return: the file's hash
     :raises ConfigError: the model cannot be made again from data alone, or its environment cannot: custom classes, wrappers
-        without a name
+        without a name; or ``path`` cannot be written to
     """
     path = Path(path)
     path = path if path.suffix else path.with_suffix(SUFFIX)
@@ -137,9 +138,12 @@ def save_agent(
     for name, groups in _groups(agent._model).items():
         if groups != _groups(model)[name]:
             raise ConfigError(f"cannot save '{path}': {name} has other options than its constructor was given")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(raw)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(raw)
+    except OSError as error:
+        raise ConfigError(f"cannot save '{path}': {error.strerror}") from error
     return agent.hash
 
 
@@ -388,7 +392,7 @@ def load_agent(source: str | Path, env: str | None = None, *, device: th.device 
     :raises UnknownNameError: there is no such algorithm, or no agent of it is published for the environment
     """
     path = Path(source)
-    if isinstance(source, str) and not path.suffix and len(path.parts) == 1 and not path.exists():
+    if isinstance(source, str) and not path.suffix and len(path.parts) == 1 and not path.is_file():
         if env is None:
             raise ConfigError(
                 f"load_agent({source!r}): which environment? For a file, give its path, which ends in {SUFFIX!r}"
@@ -494,9 +498,12 @@ def _no_more_parameters_than(tensors: Tensors) -> Iterator[None]:
     """Stop networks from growing beyond what the file has weights for, before their memory is touched."""
     policy = [each for name, each in tensors.items() if name.startswith("policy/")]
     count, elements = 0, 0
+    own = get_ident()  # the hook sees what other threads build, too
 
     def check(module: th.nn.Module, name: str, parameter: th.nn.Parameter | None) -> None:
         nonlocal count, elements
+        if get_ident() != own:
+            return
         count, elements = count + 1, elements + (0 if parameter is None else parameter.numel())
         if count > 2 * len(policy) + 16 or elements > 2 * sum(each.size for each in policy):
             raise ModelFileError("the policy is larger than its weights")
@@ -710,15 +717,19 @@ class Agent:
 
         :param path: file, ``.zip`` is added to a name without suffix; statistics go to ``vecnormalize.pkl`` beside
             ``model.zip``, and to ``<name>_vecnormalize.pkl`` beside ``<name>.zip``
+        :raises ConfigError: ``path`` cannot be written to
         """
         path = Path(path)
         path = path if path.suffix else path.with_suffix(".zip")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if self._normalizer is not None:
-            with replacing(statistics_file(path)) as temporary:
-                self._normalizer.save(str(temporary))
-        with replacing(path) as temporary:
-            self._model.save(temporary)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self._normalizer is not None:
+                with replacing(statistics_file(path)) as temporary:
+                    self._normalizer.save(str(temporary))
+            with replacing(path) as temporary:
+                self._model.save(temporary)
+        except OSError as error:
+            raise ConfigError(f"cannot save '{path}': {error.strerror}") from error
 
     def _make(
         self, env: str | None, n_envs: int | None, *, playing: bool, render_mode: str | None = None, seed: int | None = None
@@ -749,14 +760,14 @@ class Agent:
             return unpack_normalization(self.card.normalization, self._tensors, self.action_space, venv, wrap)
         except (ValueError, KeyError) as error:
             venv.close()
-            raise ConfigError(
-                f"the environment is not one for this agent: its observations are {venv.observation_space}, not {expected}"
-            ) from error
+            text = f"its observations are {venv.observation_space}, not {expected}"
+            raise ConfigError(f"the environment is not one for this agent: {' '.join(text.split())}") from error
 
     def _checked(self, venv: VecEnv) -> VecEnv:
         try:
             check_for_correct_spaces(type(self._model)._wrap_env(venv), self.observation_space, self.action_space)
         except ValueError as error:
             venv.close()
-            raise ConfigError(f"the environment is not one for this agent: {error}") from error
+            text = " ".join(str(error).split())  # arrays of bounds take several lines
+            raise ConfigError(f"the environment is not one for this agent: {text}") from error
         return venv

@@ -180,8 +180,9 @@ def _tensors(raw: bytes) -> Tensors:
     if not isinstance(header, dict) or json.dumps(header, ensure_ascii=False, separators=(",", ":")) != text.rstrip(" "):
         raise ValueError("the tensors' header has another form than safetensors writes")
     for name, entry in header.items():
-        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"} or entry["dtype"] not in DTYPES:
-            raise ValueError(f"{name!r} is no tensor")
+        known = isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}
+        if not known or not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
+            raise ValueError(f"{name[:100]!r} is no tensor")
     try:
         return safetensors.load(raw)  # which checks shapes against places, and places against the bytes that there are
     except (SafetensorError, TypeError, KeyError, OverflowError) as error:

@@ -28,6 +28,10 @@ PROTOCOL: dict[str, Any] = {"eval_every": 10_000, "eval_episodes": 10, "final_ep
 """Spinning Up's way to evaluate, a hundred episodes after training, and one process a run."""
 
 
+_EARLY = ("*.monitor.csv", "progress.csv", "events.out.tfevents.*", f".*-{CONFIG}")
+"""Files that there may be before a run's configuration, whose temporary file is the last."""
+
+
 class Cell(NamedTuple):
     """One run of the grid.
 
@@ -134,14 +138,21 @@ def bench(
         made for the purpose
     :param watch: is told every second how far things have come
     :return: how runs ended, as they do; at first those that were finished already
-    :raises ConfigError: a folder holds a run of another configuration or is no run's, or somebody else is at work
+    :raises ConfigError: two runs have one folder, a folder holds a run of another configuration or is no run's, somebody
+        else is at work, or ``folder`` cannot be written to
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    owners: dict[Path, Cell] = {}
+    for cell in cells:
+        if (other := owners.setdefault(cell.folder, cell)) is not cell:
+            raise ConfigError(f"'{other}' and '{cell}' are one run, in '{cell.folder}': name each once")
     with ExitStack() as stack:
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(folder / ".bench.lock", timeout=0))
         except Timeout:
             raise ConfigError(f"another 'spinup bench' is at work in '{folder}'") from None
+        except OSError as error:
+            raise ConfigError(f"cannot write to '{folder}': {error.strerror}") from error
         waiting = []
         for cell in cells:
             if _is_finished(cell):
@@ -219,8 +230,8 @@ def _is_finished(cell: Cell) -> bool:
     if not cell.folder.exists():
         return False
     if not (cell.folder / CONFIG).is_file():
-        # A run that is killed early leaves the books of its environments and nothing else.
-        if not all(fnmatch(file.name, "*.monitor.csv") or file.name == "progress.csv" for file in cell.folder.iterdir()):
+        # A run that is killed early leaves the books of its environments, logs that are begun, and nothing else.
+        if not all(any(fnmatch(file.name, each) for each in _EARLY) for file in cell.folder.iterdir()):
             raise ConfigError(f"'{cell.folder}' is not empty and no run's: take another folder")
         return False
     there, wanted = _settings(load(cell.folder / CONFIG)), _settings(completed(cell.config, None))

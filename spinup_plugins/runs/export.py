@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
@@ -35,7 +36,8 @@ def export(
     :param optimizers: whether an agent file keeps what optimisers remember of gradients
     :return: the file written, and the agent that was read
     :raises ModelFileError: there is no such model, or it cannot be loaded for that algorithm and environment
-    :raises ConfigError: the model cannot be written as data alone, or ``output`` has another suffix than its content
+    :raises ConfigError: the model cannot be written as data alone, its evaluation is damaged, or ``output`` has another suffix
+        than its content
     """
     source = Path(source)
     if source.suffix == SUFFIX:
@@ -54,7 +56,7 @@ def export(
         statistics = statistics_file(loaded.file)
         normalization = VecNormalize.load(str(statistics), loaded.env.unwrapped) if statistics.is_file() else None
         scored = folder / EVALUATION
-        scores = json.loads(scored.read_bytes()) if scored.is_file() and own == f"agent{SUFFIX}" else {}
+        scores = _scores(scored) if scored.is_file() and own == f"agent{SUFFIX}" else {}
         save_agent(
             loaded.model,
             target,
@@ -67,6 +69,13 @@ def export(
     finally:
         loaded.env.close()
     return target, load_agent(target, device="cpu")
+
+
+def _scores(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{file}: missing or damaged") from error
 
 
 def _config(file: Path) -> RunConfig:

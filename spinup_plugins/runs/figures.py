@@ -29,6 +29,7 @@ SETTINGS: Any = {
     "legend.frameon": False,
     "legend.fontsize": 7.5,
     "savefig.dpi": 130,
+    "text.parse_math": False,  # a label is what a user calls it, dollars and all
 }
 
 

@@ -2,17 +2,20 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.runs.files import one_line
 
-__all__ = ["THREADS", "Ended", "Job", "run_jobs", "serve"]
+__all__ = ["THREADS", "Ended", "Job", "interruptible", "run_jobs", "serve"]
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 """What keeps the libraries of a process to one thread, if it is in the environment when they are loaded."""
@@ -54,7 +57,7 @@ class _Active(NamedTuple):
 def run_jobs(
     jobs: Sequence[Job], at_a_time: int = 1, watch: Callable[[Sequence[Job], int], None] = lambda active, ended: None
 ) -> Iterator[Ended]:
-    """Do all jobs; whatever stops the iteration, such as Ctrl-C, stops them, too.
+    """Do all jobs; whatever stops the iteration, such as Ctrl-C or SIGTERM, stops them, too.
 
     :param jobs: which, in this order
     :param at_a_time: how many side by side
@@ -69,24 +72,37 @@ def run_jobs(
 
 def _run(waiting: list[Job], at_a_time: int, watch: Callable[[Sequence[Job], int], None]) -> Iterator[Ended]:
     active, done = list[_Active](), 0
+    with interruptible():
+        try:
+            while waiting or active:
+                while waiting and len(active) < at_a_time:
+                    active.append(_start(waiting.pop(0)))
+                watch([each.job for each in active], done)
+                ended = [each for each in active if each.process.poll() is not None]
+                for each in ended:
+                    active.remove(each)
+                    done += 1
+                    yield _end(each)
+                if not ended:
+                    time.sleep(0.05)
+        finally:
+            for each in active:
+                each.process.terminate()
+            for each in active:
+                each.process.wait()
+                each.errors.close()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGTERM stop the block as Ctrl-C does, so that it can stop the processes that it started; else they would go on."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
     try:
-        while waiting or active:
-            while waiting and len(active) < at_a_time:
-                active.append(_start(waiting.pop(0)))
-            watch([each.job for each in active], done)
-            ended = [each for each in active if each.process.poll() is not None]
-            for each in ended:
-                active.remove(each)
-                done += 1
-                yield _end(each)
-            if not ended:
-                time.sleep(0.05)
+        yield
     finally:
-        for each in active:
-            each.process.terminate()
-        for each in active:
-            each.process.wait()
-            each.errors.close()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _start(job: Job) -> _Active:
@@ -106,7 +122,10 @@ def _end(active: _Active) -> Ended:
     lines = active.errors.read().decode(errors="replace").strip().splitlines()
     active.errors.close()
     seconds, status = time.perf_counter() - active.began, active.process.returncode
-    error = (lines[-1] if lines else f"ended with status {status}") if status else ""
+    if status < 0:  # what it wrote before, a warning perhaps, is not why
+        error = f"killed by signal {-status}"
+    else:
+        error = (lines[-1] if lines else f"ended with status {status}") if status else ""
     return Ended(active.job, seconds, error)
 
 

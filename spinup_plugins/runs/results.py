@@ -107,7 +107,7 @@ def logged_seconds(progress: Path, timesteps: NDArray[np.int64]) -> NDArray[np.f
         with progress.open(newline="", encoding="utf-8") as file:
             rows = [(row.get("time/total_timesteps"), row.get("time/time_elapsed")) for row in csv.DictReader(file)]
         known = [(float(step), float(second)) for step, second in rows if step and second]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"{progress}: no log of a training run ({error})") from error
     if not known:
         return np.full(len(timesteps), np.nan)
@@ -169,5 +169,5 @@ def _table(path: Path) -> list[list[float]]:
         if not np.isfinite([row[:2] for row in table]).all():
             raise ValueError(f"{' and '.join(first[:2])} must be numbers")
         return table
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"{path}: no results ({error})") from error

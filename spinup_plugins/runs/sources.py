@@ -222,7 +222,7 @@ def _read_monitor(path: Path) -> _Monitor:
             rows = [(float(row["r"]), int(float(row["l"])), float(row["t"])) for row in csv.DictReader(file)]
         if any(length < 1 for _, length, _ in rows):
             raise ValueError("an episode without steps")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise ConfigError(f"{path}: no monitor file ({one_line(error)})") from error
     returns, lengths, times = zip(*rows, strict=True) if rows else ((), (), ())
     return _Monitor(

@@ -327,15 +327,18 @@ def _report(
     if verdict is not None:
         racing = confirm.standing(scores, list(candidates), definition.race_on, definition.held_out).racing
         race_on, held_out = (", ".join(map(str, seeds)) for seeds in (definition.race_on, definition.held_out))
-        parts += ["", "## Race", ""]
-        parts += [f"The best trials, with seeds that no trial had: {race_on}." if len(racing) else "No trial could race.", ""]
         rows = []
         for name in candidates:
             own = [scores[name, seed] for seed in definition.race_on if (name, seed) in scores]
             note = "winner" if name == verdict.best else "" if name in racing else "dropped: clearly worse than the leader"
             if own:
                 rows.append(f"| trial {name} | {len(own)} | {np.mean(own):.4g} | {note} |")
-        parts += ["| candidate | seeds | mean score | |", "|---|--:|--:|---|", *rows] if rows else []
+        parts += ["", "## Race", ""]
+        if rows:
+            parts += [f"The best trials, with seeds that no trial had: {race_on}.", ""]
+            parts += ["| candidate | seeds | mean score | |", "|---|--:|--:|---|", *rows]
+        else:
+            parts.append("One trial, which had nobody to race." if racing else "No trial could race.")
         whose = "Default" if verdict.best is None else f"Trial {verdict.best} and the default"
         parts += ["", "## Confirmation", "", f"{whose}, with seeds new to both: {held_out}.", ""]
         parts += [

@@ -78,7 +78,7 @@ def score(returns: Sequence[Sequence[float]], how: Score, last: float) -> float:
     if not np.isfinite(episodes).all():
         raise EnvError("an evaluation's return is not finite")
     if how == "last":
-        n = int(np.ceil(last * len(episodes)))
+        n = int(np.ceil(round(last * len(episodes), 6)))  # 0.28 * 25 is 7.000000000000001
         return float(interquartile_mean(episodes[-n:]))
     means = episodes.mean(axis=1)
     return float(means.mean() if how == "auc" else means.max())

@@ -17,7 +17,7 @@ environment's ``action_space`` is of that type (``Box``, ``Discrete``, ``MultiDi
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -150,7 +150,10 @@ class Space:
             self._check_reference(node[kind], path, seen, parameters)
         else:
             _check_range(name, kind, node, place)
-        for key in node.get("at_most", ()):
+        most = node.get("at_most", [])
+        if not isinstance(most, list):
+            raise ConfigError(f"{place}: {name}: at_most={most!r}: expected [key, …]")
+        for key in most:
             self._check_reference(key, path, seen, parameters)
         when = node.get("when", {})
         if not isinstance(when, Mapping):
@@ -177,10 +180,12 @@ class Space:
 
     def _check_reference(self, key: Any, path: tuple[str, ...], seen: Sequence[str], parameters: Mapping[str, Any]) -> None:
         place, name = self.locate(path), ".".join(path)
+        if not isinstance(key, str):
+            raise ConfigError(f"{place}: {name} refers to {key!r}: expected a key")
         if key in self.nodes and key not in seen:
             raise ConfigError(f"{place}: {name} refers to {key!r}, which must stand above it")
         if key not in seen and key not in parameters and key not in VARIED:
-            raise ConfigError(f"{place}: {name} refers to {key!r}{nearest(str(key), [*parameters, *VARIED])}")
+            raise ConfigError(f"{place}: {name} refers to {key!r}{nearest(key, [*parameters, *VARIED])}")
 
     def _check_value(self, cls: type[BaseAlgorithm], key: str, value: Any) -> None:
         place = self.locate((key,))
@@ -255,8 +260,8 @@ def _check_range(name: str, kind: str, node: Mapping[str, Any], place: str) -> N
     ends = node[kind]
     wanted = "numbers" if kind == "float" else "whole numbers"
     types = (int, float) if kind == "float" else (int,)
-    ok = isinstance(ends, list) and len(ends) == 2 and all(type(each) in types for each in ends) and ends[0] < ends[1]
-    if not ok:
+    ok = isinstance(ends, list) and len(ends) == 2 and all(type(each) in types and isfinite(each) for each in ends)
+    if not ok or ends[0] >= ends[1]:
         raise ConfigError(f"{place}: {name}: {kind}={ends!r}: expected [low, high], two {wanted} in this order")
     if kind == "power_of_two" and any(each < 1 or each & (each - 1) for each in ends):
         raise ConfigError(f"{place}: {name}: power_of_two={ends!r}: expected two powers of two")

@@ -32,7 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from spinup_plugins.errors import SpinupError
 from spinup_plugins.runs.files import one_line
-from spinup_plugins.runs.pool import THREADS, serve
+from spinup_plugins.runs.pool import THREADS, interruptible, serve
 from spinup_plugins.tuning import confirm
 from spinup_plugins.tuning.objective import Curve, configured, measure, normalised, score, train_once
 from spinup_plugins.tuning.slots import is_surplus, slots_of, unrepeated
@@ -135,7 +135,7 @@ def _search_once(study: optuna.Study, definition: Definition, orders: Orders, wa
             trial.set_user_attr("void", True)
             study.tell(trial, state=TrialState.FAIL)
             return True
-    with _alive(study, trial._trial_id, orders) as taken:
+    with contextlib.suppress(_Taken), _alive(study, trial._trial_id, orders) as taken:
         _carry_out(study, trial, definition, orders, taken)
     return True
 
@@ -146,7 +146,7 @@ def _carry_out(
     try:
         outcome = _objective(trial, definition, orders, taken)
     except _Taken:
-        return
+        raise
     except _Pruned:
         with _storing():
             study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
@@ -254,7 +254,7 @@ def _confirm_once(
         if trial_id is None:
             return True
     candidate, seed = wanted[0]
-    with _alive(held, trial_id, orders) as taken:
+    with contextlib.suppress(_Taken), _alive(held, trial_id, orders) as taken:
         storage = held._storage
 
         def watch_run(step: int, returns: list[list[float]]) -> None:
@@ -267,7 +267,7 @@ def _confirm_once(
                 config = configured(definition.bases[env], candidates[candidate][env], seed=seed, threads=orders.threads)
                 runs.append({"env": env, "seed": seed, **summary(train_once(config, watch_run), definition, env)})
         except _Taken:
-            return True
+            raise
         except Exception as error:
             if _is_full(error):
                 _give_back(held, trial_id, repeat=False)
@@ -480,37 +480,34 @@ def run_workers(
     orders = orders._replace(parent=os.getpid())
     active: list[_Active] = []
     spare = 3 * n
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
-    try:
-        active += [_start(orders) for _ in range(n)]
-        while active:
-            watch([each.process.pid for each in active])
-            for each in [each for each in active if each.process.poll() is not None]:
-                active.remove(each)
-                error = _error(each)
-                status = each.process.returncode
-                if status > 0 and status != TERMINATED:
-                    raise StudyError(error)
-                if status != 0:
-                    if not spare:
-                        raise StudyError(f"workers keep being killed, the last one ended with status {status}")
-                    spare -= 1
-                    active.append(_start(orders))
-            time.sleep(0.1)
-    finally:
-        for each in active:
-            each.process.terminate()
-        deadline = time.monotonic() + patience
-        for each in active:
-            try:
-                each.process.wait(max(deadline - time.monotonic(), 0.1))
-            except subprocess.TimeoutExpired:
-                each.process.kill()
-                each.process.wait()
-            each.errors.close()
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+    with interruptible():
+        try:
+            active += [_start(orders) for _ in range(n)]
+            while active:
+                watch([each.process.pid for each in active])
+                for each in [each for each in active if each.process.poll() is not None]:
+                    active.remove(each)
+                    error = _error(each)
+                    status = each.process.returncode
+                    if status > 0 and status != TERMINATED:
+                        raise StudyError(error)
+                    if status != 0:
+                        if not spare:
+                            raise StudyError(f"workers keep being killed, the last one ended with status {status}")
+                        spare -= 1
+                        active.append(_start(orders))
+                time.sleep(0.1)
+        finally:
+            for each in active:
+                each.process.terminate()
+            deadline = time.monotonic() + patience
+            for each in active:
+                try:
+                    each.process.wait(max(deadline - time.monotonic(), 0.1))
+                except subprocess.TimeoutExpired:
+                    each.process.kill()
+                    each.process.wait()
+                each.errors.close()
 
 
 def _start(orders: Orders) -> _Active:

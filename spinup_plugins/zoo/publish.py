@@ -36,12 +36,12 @@ def publish_entry(entry: Entry, runs: Path) -> Path:
     if not finished:
         raise ConfigError(f"no finished runs of {entry} are in '{home}'")
     found = {result.seed: (folder, result) for folder in finished for result in [read_run(folder)]}
-    results = [result for _, result in found.values()]
-    write_results(entry.folder, results)
+    results = [found[seed][1] for seed in sorted(found)]
     folder, _ = found[median_result(results).seed]
     file = published(entry.algo, entry.env)
     file.parent.mkdir(parents=True, exist_ok=True)
-    export(folder, file, optimizers=False)
+    export(folder, file, optimizers=False)  # first: what cannot be exported leaves the zoo as it was
+    write_results(entry.folder, results)
     for name in (CONFIG, EVALUATION):
         shutil.copyfile(folder / name, file.parent / name)
     write_text(file.parent / CARD, card(entry, load(folder / CONFIG), results))
@@ -59,6 +59,8 @@ def card(entry: Entry, config: RunConfig, results: Sequence[Result]) -> str:
     own = summarise([float(value) for value in next(each for each in results if each.seed == config.seed).final])
     over_seeds = final_summary(results)
     seeds = ", ".join(f"{each.seed}: {float(np.mean(each.final)):.5g}" for each in results)
+    numbers = [each.seed for each in results]
+    wanted = str(len(numbers)) if numbers == list(range(len(numbers))) else ",".join(map(str, numbers))
     interval = "" if over_seeds.interval is None else " (95 % interval {:.5g} to {:.5g})".format(*over_seeds.interval)
     assert agent.card.training is not None, "export() wrote the run's configuration"
     versions = ", ".join(f"{name} {value}" for name, value in agent.card.training["versions"].items())
@@ -84,7 +86,7 @@ actions, _ = agent.predict(observations, deterministic=True)
 model = agent.model()  # goes on learning; Adam's moments are not kept and begin anew
 ```
 
-`spinup zoo train {entry.algo} {entry.env} --seeds {len(results)}` trains all seeds again, with the arguments in
+`spinup zoo train {entry.algo} {entry.env} --seeds {wanted}` trains all seeds again, with the arguments in
 [config.yml](config.yml); `spinup zoo verify {entry.algo} {entry.env}` plays this agent again.
 [evaluation.json](evaluation.json) has every episode.
 

@@ -1,6 +1,7 @@
 """The zoo's front page: what every entry reaches over seeds, beside its goal and what others published."""
 
 import csv
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def write_table() -> list[Path]:
     """
     home = checkout()
     measured = [entry for entry in entries() if entry.results]
-    report([entry.folder for entry in measured], home / "report", strict=True)
+    # The page names folders as they are given: not by where this checkout is, as long as one stands in it.
+    report([Path(os.path.relpath(entry.folder)) for entry in measured], home / "report", strict=True)
     write_text(home / "README.md", "\n".join([_HEADER, *(_table(algo) for algo in ALGORITHMS)]))
     return [home / "README.md", home / "report" / "index.html"]
 

@@ -1,16 +1,17 @@
 """Whether published agents are whole and still do what their cards say."""
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from spinup_plugins.errors import SpinupError
-from spinup_plugins.runs.agent import load_agent
+from spinup_plugins.errors import ConfigError, SpinupError
+from spinup_plugins.runs.agent import load_agent, published
 from spinup_plugins.runs.evaluation import COPIES, derived_seed, evaluate
 from spinup_plugins.runs.statistics import Summary, summarise
 from spinup_plugins.zoo.catalog import Entry
+from spinup_plugins.zoo.publish import CARD
 
 __all__ = ["SIGNIFICANCE", "Verdict", "verify"]
 
@@ -36,7 +37,7 @@ class Verdict(NamedTuple):
 
 
 def verify(entries: Iterable[Entry], *, episodes: int = 100, seed: int = 0) -> Iterator[Verdict]:
-    """Load each published agent, which checks its hash, play it anew, and compare with what its file says.
+    """Load each published agent, check its hash, also against its card, play it anew, and compare with what its file says.
 
     The level of each comparison is :data:`SIGNIFICANCE` divided by their number (Bonferroni).
 
@@ -52,7 +53,8 @@ def verify(entries: Iterable[Entry], *, episodes: int = 100, seed: int = 0) -> I
 def _verdict(entry: Entry, episodes: int, seed: int, level: float) -> Verdict:
     try:
         agent = load_agent(entry.algo, entry.env)
-        published = [float(value) for value in agent.card.scores["returns"]]
+        was = _returns(agent.card.scores)
+        _check_page(entry, agent.hash)
         env = agent.env(n_envs=COPIES)
         try:
             played = evaluate(agent, env, episodes, seed=derived_seed(seed, "selection")).returns
@@ -60,6 +62,21 @@ def _verdict(entry: Entry, episodes: int, seed: int, level: float) -> Verdict:
             env.close()
     except SpinupError as error:
         return Verdict(entry, None, None, np.nan, str(error))
-    p_value = 1.0 if {*published} == {*played} else float(stats.mannwhitneyu(published, played).pvalue)
+    # The test has no p-value where all returns are one number.
+    p_value = 1.0 if len({*was, *played}) == 1 else float(stats.mannwhitneyu(was, played).pvalue)
     fault = "" if p_value >= level else f"plays otherwise than published: p = {p_value:.2g}, below {level:.2g}"
-    return Verdict(entry, summarise(published), summarise(played), p_value, fault)
+    return Verdict(entry, summarise(was), summarise(played), p_value, fault)
+
+
+def _check_page(entry: Entry, checksum: str) -> None:
+    """A whole file of another agent has a hash that fits, but not the one that is published."""
+    page = published(entry.algo, entry.env).with_name(CARD)
+    if not page.is_file() or checksum not in page.read_text(encoding="utf-8"):
+        raise ConfigError(f"its hash {checksum[:12]}… is not the one in '{page}'")
+
+
+def _returns(scores: Mapping[str, Any]) -> list[float]:
+    try:
+        return [float(value) for value in scores["returns"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError("its file does not tell the returns of its episodes") from error
