@@ -133,17 +133,22 @@ def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | No
     if config.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError('TensorBoard needs an extra: pip install "spinup-plugins[tensorboard]"')
     with claimed(Path(folder), config.algo, config.env, home=home) as home, _threads(config.threads), ExitStack() as on_error:
-        env = make_env(
-            config.env,
-            config.n_envs,
-            vec_env=config.vec_env,
-            seed=config.seed,
-            env_kwargs=config.env_kwargs,
-            wrappers=config.wrappers,
-            normalize=config.normalize,
-            monitor_dir=home,
-            gamma=config.hyperparameters.get("gamma"),
-        )
+        try:
+            env = make_env(
+                config.env,
+                config.n_envs,
+                vec_env=config.vec_env,
+                seed=config.seed,
+                env_kwargs=config.env_kwargs,
+                wrappers=config.wrappers,
+                normalize=config.normalize,
+                monitor_dir=home,
+                gamma=config.hyperparameters.get("gamma"),
+            )
+        except SpinupError:
+            raise
+        except Exception as error:  # the environment's own code can raise anything
+            raise ConfigError(f"cannot build {config.env}: {one_line(error)}") from error
         on_error.callback(env.close)
         if config.vec_env == "auto":
             chosen = "subproc" if isinstance(env.unwrapped, SharedMemoryVecEnv) else "dummy"
