@@ -279,7 +279,10 @@ def test_a_bad_callback_is_one_line(text: str, message: str) -> None:
         ({"policy": "MlpPolice"}, r"ppo on CartPole-v1: .*no policy 'MlpPolice' \(did you mean 'MlpPolicy'"),
         ({"hyperparameters": {"batch_size": 1}}, "cannot train ppo on CartPole-v1"),
         ({"hyperparameters": {"gama": 1}}, r"PPO has no argument 'gama' \(did you mean 'gamma'"),
-        ({"hyperparameters": {"device": "cudda"}}, "cannot train ppo on CartPole-v1: RuntimeError"),
+        (
+            {"hyperparameters": {"device": "cudda"}},
+            r"device='cudda': torch has none like that \(did you mean 'cuda'\?\); take auto, cpu",
+        ),
         ({"env_kwargs": {"suttn": True}}, r"CartPole-v1 has no argument 'suttn'"),
         ({"normalize": {"norm_rewards": True}}, r"no option 'norm_rewards' \(did you mean 'norm_reward'"),
         ({"callbacks": ["nowhere:X"]}, "callback 'nowhere:X'"),
