@@ -16,12 +16,16 @@ def replacing(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffix, because NumPy and Stable-Baselines3 append one that is missing.
 
     :param path: file to create or replace; its folder must exist
-    :raises OSError: the folder cannot be written to
+    :raises OSError: the folder cannot be written to; it names ``path``
     """
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename != str(temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

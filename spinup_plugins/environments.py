@@ -102,7 +102,7 @@ def _one_line_errors(name: str, env: str | Callable[..., Any]) -> Iterator[None]
 
 
 def _missing_dependency(env_id: str, error: Exception) -> ConfigError:
-    spec = gym.registry.get(env_id)
+    spec = gym.registry.get(_registered(env_id))
     entry_point = spec.entry_point if spec is not None else None
     home = entry_point if isinstance(entry_point, str) else ""
     extra = next((extra for module, extra in _EXTRAS.items() if home.startswith(module)), None)
@@ -114,9 +114,14 @@ def _missing_dependency(env_id: str, error: Exception) -> ConfigError:
 
 def _arguments(env: str | Callable[..., Any]) -> list[str]:
     """Names of the arguments of the constructor behind an id, or of a function."""
-    creator: Any = gym.spec(env).entry_point if isinstance(env, str) else env
+    creator: Any = gym.spec(_registered(env)).entry_point if isinstance(env, str) else env
     creator = gym.envs.registration.load_env_creator(creator) if isinstance(creator, str) else creator
     return [] if creator is None else list(inspect.signature(creator).parameters)
+
+
+def _registered(env_id: str) -> str:
+    """The id without the module that registers it."""
+    return env_id.rpartition(":")[2]
 
 
 def _first_line(error: Exception) -> str:

@@ -485,6 +485,8 @@ def build(
     :raises UnknownNameError: the algorithm has no such policy
     :raises ConfigError: an argument is wrong, or the algorithm cannot act in the environment
     """
+    from gymnasium import spaces
+
     from spinup_plugins import schema
 
     cls = spec.load()
@@ -498,6 +500,9 @@ def build(
     elif isinstance(policy, str) and ":" not in policy and policy not in cls.policy_aliases:
         hint = nearest(policy, cls.policy_aliases)
         raise UnknownNameError(f"{spec.name} has no policy {policy!r}{hint}; it has {', '.join(cls.policy_aliases)}")
+    elif policy == "MultiInputPolicy" and not isinstance(env.observation_space, spaces.Dict):
+        fits = choose_policy(cls, env.observation_space)
+        raise ConfigError(f"{spec.name}: {policy} reads Dict observations, not {env.observation_space}; {fits} does")
     arguments = schema.resolve(cls, {**values, "policy": policy}, where=where, action_space=env.action_space)
     return cls(env=env, **arguments)
 

@@ -542,6 +542,8 @@ def test_published_agents_go_by_algorithm_and_environment(tmp_path: Path, monkey
         load_agent("ddpgg", "Toy-v0")
     with pytest.raises(UnknownNameError, match=r"no agent of sac is published for 'Toy-v0'$"):
         load_agent("sac", "Toy-v0")
+    with pytest.raises(UnknownNameError, match=r"no agent of sac is published for 'ALE/Toy-v0'; of ddpg one is$"):
+        load_agent("sac", "ALE/Toy-v0")
     with pytest.raises(ConfigError, match="which environment"):
         load_agent("sac")
 

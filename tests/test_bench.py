@@ -77,7 +77,7 @@ def test_a_grid_fills_up_alike(tmp_path: Path) -> None:
     assert plain.folder == tmp_path / "sac" / "Pendulum-v1" / "seed0"
     with pytest.raises(UnknownNameError, match="did you mean 'ppo'"):
         grid(["pppo"], ["CartPole-v1"], [0], tmp_path)
-    with pytest.raises(ConfigError, match=r"hyperparameters\.gama.*did you mean 'gamma'"):
+    with pytest.raises(ConfigError, match=r"--vary gama: .*did you mean 'gamma'"):
         grid(["ppo"], ["CartPole-v1"], [0], tmp_path, vary=variants({"gama": [1]}))
 
 
@@ -194,15 +194,20 @@ def test_the_command(tmp_path: Path, in_process: list[str], capsys: pytest.Captu
     assert len([line for line in out.splitlines() if line.startswith("ppo") and "CartPole-v1 gamma=0." in line]) == 2
     read = read_results(tmp_path / "results [a]" / "ppo" / "CartPole-v1" / "gamma=0.5")
     assert [result.seed for result in read] == [0, 1]
-    assert main(["bench", "ppo", "CartPole-v1,Nowhere-v0", "--seeds", "1", *common, *runs]) == 1
+    assert main(["bench", "ppo", "CartPole-v1,Blackjack-v1", "--seeds", "1", *common, *runs]) == 1
     captured = capsys.readouterr()
     assert "1 of 2 runs finished" in captured.out
-    assert "error: ppo Nowhere-v0 seed 0: " in captured.err
+    assert "error: ppo Blackjack-v1 seed 0: " in captured.err
+    fresh = ["-f", str(tmp_path / "fresh")]
+    assert main(["bench", "ppo", "CartPole-v1,CartPol-v1", "--seeds", "1", *common, *fresh]) == 2
+    assert "error: unknown environment 'CartPol-v1'" in capsys.readouterr().err
+    assert not (tmp_path / "fresh").exists(), "nothing was trained before the misspelt name was told"
     for arguments, message in (
         (["--seeds", "x"], "--seeds x: expected how many"),
         (["--seeds", "0,0"], "each once"),
         (["--vary", "gamma=3"], r"--vary gamma=3: expected KEY=[VALUE, …]"),
         (["--set", "gama=3"], "--set gama"),
+        (["--vary", "gama=[3]"], "--vary gama: PPO has no argument 'gama'"),
     ):
         assert main(["bench", "ppo", "CartPole-v1", *arguments, *runs]) == 2
         assert message in capsys.readouterr().err

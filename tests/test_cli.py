@@ -281,7 +281,7 @@ def test_a_progress_bar_is_drawn_in_a_terminal_only(
         (["ppo", "CartPole-v1", "--preset", "nowhere.yml"], "nowhere.yml: no such file"),
         (["ppo", "CartPole-v1", "--policy", "MlpPolice"], "no policy 'MlpPolice' (did you mean 'MlpPolicy'?)"),
         (["ppo", "CartPole-v1", "--callback", "nowhere:X"], "callback 'nowhere:X': cannot import"),
-        (["ppo", "CartPole-v1", "--device", "cudda"], "cannot train ppo on CartPole-v1"),
+        (["ppo", "CartPole-v1", "--device", "cudda"], "device='cudda': torch has none like that (did you mean 'cuda'?)"),
         (["--config", "nowhere.yml"], "nowhere.yml: no such file"),
         (
             ["sac", "CartPole-v1"],

@@ -78,6 +78,12 @@ def test_processes():
         ("", {}, ConfigError, "environment '': Malformed environment ID"),
         ("no_such_module:Env-v0", {}, ConfigError, "cannot be built: No module named 'no_such_module'"),
         ("CartPole-v1", {"sutton_bart_reward": 1}, ConfigError, "CartPole-v1 has no argument .* mean 'sutton_barto_"),
+        (
+            "gymnasium:CartPole-v1",
+            {"sutton_bart_reward": 1},
+            ConfigError,
+            "gymnasium:CartPole-v1 has no .* mean 'sutton_barto_",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_told_in_one_line(vec_env, env_id, env_kwargs, kind, message):

@@ -121,7 +121,9 @@ def test_a_model_alone_needs_algorithm_and_environment(run: Run, tmp_path: Path)
     shutil.copy(run.folder / "model.zip", tmp_path / "mine.zip")
     loaded = load_run(tmp_path / "mine.zip", algo="ppo", env="CartPole-v1")
     assert (loaded.status, loaded.model.num_timesteps) == (None, 64)
-    with pytest.raises(ConfigError, match="algorithm and environment must be given"):
+    with pytest.raises(
+        ConfigError, match=r"beside '.*mine.zip', so its algorithm and environment must be given: --algo and --env"
+    ):
         load_run(tmp_path / "mine.zip", algo="ppo")
 
 
@@ -149,8 +151,11 @@ def test_a_folder_that_is_no_run_points_to_the_newest_run_inside(run: Run, tmp_p
         load_run(runs)
     with pytest.raises(ModelFileError, match=r"it has no config.yml$"):
         load_run(tmp_path)
-    with pytest.raises(ModelFileError, match=r"'nowhere' is not a run folder"):
+    with pytest.raises(ModelFileError, match=r"'nowhere' is not a run folder, .*: there is nothing of that name$"):
         load_run("nowhere")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ModelFileError, match=r"notes.txt' is not a run folder, a model's .zip or an agent file \(.spinup\)$"):
+        load_run(tmp_path / "notes.txt")
 
 
 def test_a_missing_model_file_is_named() -> None:

@@ -383,6 +383,13 @@ def test_policies_may_be_given():
         ("ppo", "CartPol-v1", {}, UnknownNameError, "unknown environment 'CartPol-v1'"),
         ("ppo", "CartPole-v1", {"lerning_rate": 1}, ConfigError, r"PPO has no argument 'lerning_rate' \(did you mean"),
         ("ppo", "CartPole-v1", {"policy": "MlpPolcy"}, UnknownNameError, r"ppo has no policy 'MlpPolcy' \(did you mean"),
+        (
+            "ppo",
+            "CartPole-v1",
+            {"policy": "MultiInputPolicy"},
+            ConfigError,
+            "reads Dict observations, not Box.*; MlpPolicy does",
+        ),
         ("ppo", "CartPole-v1", {"n_timesteps": 5}, ConfigError, "'n_timesteps' is no constructor argument"),
         ("sac", "CartPole-v1", {}, ConfigError, r"sac cannot act on Discrete\(2\), only on Box; vpg, trpo, ppo can"),
         ("sb3:ars", OBSERVATION_SPACES["image"], {}, ConfigError, "ARS has no Cnn policy for Box"),

@@ -3,13 +3,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from faulty_envs import Stop
 from stable_baselines3.common.callbacks import BaseCallback
 
-from spinup_plugins.atomic import replacing
+from spinup_plugins.atomic import replacing, write_text
 from spinup_plugins.errors import ConfigError, EnvError, SpinupError
 from spinup_plugins.runs import runner
 from spinup_plugins.runs.callbacks import load_callback
@@ -119,6 +120,14 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
         fail()
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_that_cannot_be_written_is_named_by_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*/nowhere/file.txt'$"):
+        write_text(tmp_path / "nowhere" / "file.txt", "text")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"'.*/folder'$"):
+        write_text(tmp_path / "folder", "text")
 
 
 def test_event_files_are_written_if_asked_for(tmp_path: Path) -> None:
@@ -270,7 +279,10 @@ def test_a_bad_callback_is_one_line(text: str, message: str) -> None:
         ({"policy": "MlpPolice"}, r"ppo on CartPole-v1: .*no policy 'MlpPolice' \(did you mean 'MlpPolicy'"),
         ({"hyperparameters": {"batch_size": 1}}, "cannot train ppo on CartPole-v1"),
         ({"hyperparameters": {"gama": 1}}, r"PPO has no argument 'gama' \(did you mean 'gamma'"),
-        ({"hyperparameters": {"device": "cudda"}}, "cannot train ppo on CartPole-v1: RuntimeError"),
+        (
+            {"hyperparameters": {"device": "cudda"}},
+            r"device='cudda': torch has none like that \(did you mean 'cuda'\?\); take auto, cpu",
+        ),
         ({"env_kwargs": {"suttn": True}}, r"CartPole-v1 has no argument 'suttn'"),
         ({"normalize": {"norm_rewards": True}}, r"no option 'norm_rewards' \(did you mean 'norm_reward'"),
         ({"callbacks": ["nowhere:X"]}, "callback 'nowhere:X'"),
@@ -281,6 +293,18 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path: Path, values:
     with pytest.raises(SpinupError, match=message) as caught:
         prepare(config, tmp_path / "runs")
     assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_environment_that_cannot_be_built_is_named(tmp_path: Path) -> None:
+    gym.register("Broken-v0", "test_runner:Missing")
+    try:
+        with pytest.raises(
+            ConfigError, match=r"cannot build Broken-v0: AttributeError: module 'test_runner' has no .*'Missing'"
+        ):
+            prepare(tiny(env="Broken-v0"), tmp_path / "runs")
+    finally:
+        del gym.registry["Broken-v0"]
     assert list(tmp_path.iterdir()) == []
 
 

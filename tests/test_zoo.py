@@ -201,7 +201,7 @@ def test_what_there_is_and_how_it_is_shown(zoo: Path, capsys: pytest.CaptureFixt
         (["show", "vpg", "CartPole-v0"], "the zoo has no 'CartPole-v0' for vpg (did you mean 'CartPole-v1'?)"),
         (["verify", "ppo"], "the zoo has no agent for ppo: 'spinup zoo list' tells which it has"),
         (["list", "vgp"], "unknown algorithm 'vgp' (did you mean 'vpg'?)"),
-        (["train", "vpg", "Pendulum-v1"], "the zoo has no 'Pendulum-v1' for vpg"),
+        (["train", "vpg", "Pendulum-v1"], "the zoo has no 'Pendulum-v1' for vpg; it has CartPole-v1"),
         (["train", "vpg", "CartPole-v1", "--seeds", "none"], "--seeds none: expected how many"),
     ):
         assert main(["zoo", *arguments]) == 2

@@ -55,6 +55,6 @@ def predicted(model: BaseAlgorithm, obs: Any, *, deterministic: bool) -> Any:
     ours, _ = model.predict(obs, deterministic=deterministic)
     th.manual_seed(0)
     theirs, _ = model.policy.predict(obs, deterministic=deterministic)
-    assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+    assert (type(ours), ours.shape, ours.dtype) == (type(theirs), theirs.shape, theirs.dtype)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     return ours

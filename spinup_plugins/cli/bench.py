@@ -104,7 +104,7 @@ def command(
     others alone, and the exit status is 1.
     """
     with reporting(debug):
-        from spinup_plugins.runs.bench import grid, variants
+        from spinup_plugins.runs.bench import build_environments, grid, variants
         from spinup_plugins.runs.config import Layer, file_layer
 
         values = {
@@ -120,6 +120,8 @@ def command(
         cells = grid(
             algos.split(","), envs.split(","), seed_numbers(seeds), folder, layers=layers, vary=variants(_lists(vary or ()))
         )
+        if ray is None:  # the cluster's nodes may have what this one lacks
+            build_environments(cells)
         run_grid(cells, folder, results=folder if results is None else results, jobs=jobs, ray=ray)
 
 

@@ -121,9 +121,9 @@ def episodes(n: int) -> str:
     return f"{n} episode{'s' if n > 1 else ''}"
 
 
-def show(console: Console, label: str, value: str) -> None:
+def show(console: Console, label: str, value: str, *, width: int = 8) -> None:
     """Print one line of a result; a long value is not wrapped, so that a path in it can be copied."""
-    console.print(Text.assemble((f"  {label:<8} ", "dim"), value), soft_wrap=True)
+    console.print(Text.assemble((f"  {label:<{width}} ", "dim"), value), soft_wrap=True)
 
 
 def show_evaluation(console: Console, evaluation: "Evaluation") -> None:

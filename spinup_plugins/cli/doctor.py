@@ -2,6 +2,7 @@
 
 import os
 import platform
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -33,19 +34,20 @@ def command(
         if algo is not None and env is None:
             raise ConfigError(f"doctor {algo}: which environment? for example: spinup doctor {algo} CartPole-v1")
         console = Console(highlight=False)
-        show(console, "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+        tell = partial(show, console, width=max(map(len, _PACKAGES)))
+        tell("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
         for package in _PACKAGES:
-            show(console, package, _version(package))
-        show(console, "threads", f"{os.cpu_count()} processors")
+            tell(package, _version(package))
+        tell("threads", f"{os.cpu_count()} processors")
         ops = native()
-        show(console, "native", NOT_BUILT if ops is None else f"built, on {ops.isa()} instructions")
+        tell("native", NOT_BUILT if ops is None else f"built, on {ops.isa()} instructions")
         if algo is not None and env is not None:
             from spinup_plugins.registry import make
 
             model = make(algo, env)
             tier = getattr(model, "engine", "torch")
             reason = getattr(model, "engine_reason", "not one of the six")
-            show(console, "engine", f"{algo} on {env} runs on the {tier} tier" + (f": {reason}" if reason else ""))
+            tell("engine", f"{algo} on {env} runs on the {tier} tier" + (f": {reason}" if reason else ""))
 
 
 def _version(package: str) -> str:

@@ -19,7 +19,7 @@ __all__ = ["command"]
 def command(
     dirs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="DIR...", help="Folders to look for runs in, to any depth.", show_default=False),
+        typer.Argument(metavar="DIR", help="Folders to look for runs in, to any depth.", show_default=False),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Folder to write to.")] = Path("report"),
     label: Annotated[

@@ -24,11 +24,11 @@ app = typer.Typer(
 
 AnyAlgos = Annotated[
     str | None,
-    typer.Argument(metavar="[ALGOS]", help="Algorithms, with commas between them. Default: all.", show_default=False),
+    typer.Argument(metavar="ALGOS", help="Algorithms, with commas between them. Default: all.", show_default=False),
 ]
 AnyEnvs = Annotated[
     str | None,
-    typer.Argument(metavar="[ENVS]", help="Gymnasium ids, with commas between them. Default: all.", show_default=False),
+    typer.Argument(metavar="ENVS", help="Gymnasium ids, with commas between them. Default: all.", show_default=False),
 ]
 
 

@@ -133,7 +133,7 @@ class ActorCritic:
         actions = self.head.draw(params, deterministic).reshape(-1, *self.action_space.shape)
         if isinstance(self.action_space, spaces.Box):
             actions = np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
-        return actions if several else actions[0]
+        return actions if several else actions.squeeze(axis=0)  # a Discrete action is an array, too
 
     # --- gradients ---------------------------------------------------------------------------------------------------
 

@@ -416,7 +416,14 @@ def _published(algo: str, env: str) -> Path:
     path = published(algo, env)
     if not path.is_file():
         there = [each.parent.name for each in published(algo, "*").parent.parent.glob(f"*/{path.name}")]
-        listed = f"; there are {', '.join(sorted(there))}" if there else ""
+        others = [each.parents[1].name for each in published("*", env).parents[2].glob(f"*/{path.parent.name}/{path.name}")]
+        listed = (
+            f"; there are {', '.join(sorted(there))}"
+            if there
+            else f"; of {', '.join(sorted(others))} one is"
+            if others
+            else ""
+        )
         raise UnknownNameError(f"no agent of {algo} is published for {env!r}{nearest(env, there)}{listed}")
     return path
 

@@ -15,6 +15,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from spinup_plugins.atomic import replacing
+from spinup_plugins.environments import make_env
+from spinup_plugins.envs.kinds import VecEnvKind
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.runs.config import Layer, RunConfig, completed, compose, load
 from spinup_plugins.runs.files import CONFIG, STATUS, Status, file_name, one_line
@@ -22,7 +24,7 @@ from spinup_plugins.runs.pool import THREADS, Ended, Job, run_jobs, serve
 from spinup_plugins.runs.results import Result, read_run
 from spinup_plugins.yaml_files import nested
 
-__all__ = ["PROTOCOL", "Cell", "Outcome", "Progress", "bench", "grid", "results_of", "variants"]
+__all__ = ["PROTOCOL", "Cell", "Outcome", "Progress", "bench", "build_environments", "grid", "results_of", "variants"]
 
 PROTOCOL: dict[str, Any] = {"eval_every": 10_000, "eval_episodes": 10, "final_episodes": 100, "vec_env": "dummy"}
 """Spinning Up's way to evaluate, a hundred episodes after training, and one process a run."""
@@ -112,11 +114,23 @@ def grid(
     for seed, algo, env, variant in itertools.product(seeds, algos, envs, vary):
         named = Layer({"algo": algo, "env": env, "seed": seed}, ".".join)
         below = [Layer(PROTOCOL, ".".join), *layers, named]
-        config = compose(*below, *([Layer({"hyperparameters": nested(variant, "vary")}, ".".join)] if variant else []))
+        varied = [Layer({"hyperparameters": nested(variant, "vary")}, lambda keys: f"--vary {'.'.join(keys[1:])}")]
+        config = compose(*below, *(varied if variant else []))
         name = ",".join(f"{key}={value}" for key, value in variant.items())
         home = folder / file_name(config.algo) / file_name(env.rpartition(":")[2])
         cells.append(Cell(config, name, (home / _readable(name) if name else home) / f"seed{seed}"))
     return cells
+
+
+def build_environments(cells: Sequence[Cell]) -> None:
+    """Build each environment once, so that a misspelt name is told before the others' runs and not after them.
+
+    :param cells: of the grid
+    :raises SpinupError: there is no such environment, or it cannot be built so
+    """
+    for config in {cell.config.env: cell.config for cell in cells}.values():
+        kind: VecEnvKind = "envpool" if config.vec_env == "envpool" else "dummy"
+        make_env(config.env, vec_env=kind, env_kwargs=config.env_kwargs, wrappers=config.wrappers).close()
 
 
 def bench(

@@ -162,12 +162,12 @@ def load_run(
     else:
         folder, file = path, path / f"{BEST if best else ''}{MODEL}"
         if not (folder / CONFIG).is_file():
-            raise ModelFileError(f"'{path}' is not a run folder: it has no {CONFIG}{_newest_run(path)}")
+            raise ModelFileError(_no_run(path))
     status = Status.read(folder) if (folder / STATUS).is_file() else None
     if not file.is_file():
         state = f"; the run is {status.state}" if status is not None else ""
         raise ModelFileError(f"there is no '{file}'{state}")
-    config = _config(folder, algo, env)
+    config = _config(file, algo, env)
     spec = registry.get_spec(config.algo)
     cls = spec.load()
     normalised = statistics_file(file)
@@ -196,13 +196,23 @@ def _load_agent(path: Path, algo: str | None, env: str | None, render: bool) -> 
     return LoadedRun(config, agent, envs, None, path)
 
 
-def _config(folder: Path, algo: str | None, env: str | None) -> RunConfig:
+def _config(file: Path, algo: str | None, env: str | None) -> RunConfig:
     given = {key: value for key, value in (("algo", algo), ("env", env)) if value is not None}
-    if (folder / CONFIG).is_file():
-        return load(folder / CONFIG).model_copy(update=given)
+    if (file.parent / CONFIG).is_file():
+        return load(file.parent / CONFIG).model_copy(update=given)
     if len(given) < 2:
-        raise ConfigError(f"no {CONFIG} lies beside the model, so its algorithm and environment must be given")
+        raise ConfigError(
+            f"no {CONFIG} lies beside '{file}', so its algorithm and environment must be given: --algo and --env"
+        )
     return compose(Layer(given, lambda keys: keys[0]))
+
+
+def _no_run(path: Path) -> str:
+    """Tell why ``path``, neither a zip nor an agent file by its name, is not a run folder either."""
+    if path.is_dir():
+        return f"'{path}' is not a run folder: it has no {CONFIG}{_newest_run(path)}"
+    missing = "" if path.exists() else ": there is nothing of that name"
+    return f"'{path}' is not a run folder, a model's .zip or an agent file ({SUFFIX}){missing}"
 
 
 def _newest_run(folder: Path) -> str:

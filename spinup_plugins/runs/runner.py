@@ -20,7 +20,7 @@ from spinup_plugins import registry, schema
 from spinup_plugins.atomic import write_text
 from spinup_plugins.environments import make_env
 from spinup_plugins.envs.shared import SharedMemoryVecEnv
-from spinup_plugins.errors import ConfigError, EnvError, SpinupError
+from spinup_plugins.errors import ConfigError, EnvError, SpinupError, nearest
 from spinup_plugins.runs.callbacks import Evaluations, load_callback, save_model
 from spinup_plugins.runs.config import RunConfig, completed, dump
 from spinup_plugins.runs.evaluation import Evaluation, derived_seed, evaluate, evaluation_env
@@ -130,20 +130,26 @@ def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | No
     config = completed(config, command)
     schema.resolve(spec.load(), config.hyperparameters)
     callbacks = [load_callback(text) for text in config.callbacks]
+    wanted = _device(config)
     if config.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError('TensorBoard needs an extra: pip install "spinup-plugins[tensorboard]"')
     with claimed(Path(folder), config.algo, config.env, home=home) as home, _threads(config.threads), ExitStack() as on_error:
-        env = make_env(
-            config.env,
-            config.n_envs,
-            vec_env=config.vec_env,
-            seed=config.seed,
-            env_kwargs=config.env_kwargs,
-            wrappers=config.wrappers,
-            normalize=config.normalize,
-            monitor_dir=home,
-            gamma=config.hyperparameters.get("gamma"),
-        )
+        try:
+            env = make_env(
+                config.env,
+                config.n_envs,
+                vec_env=config.vec_env,
+                seed=config.seed,
+                env_kwargs=config.env_kwargs,
+                wrappers=config.wrappers,
+                normalize=config.normalize,
+                monitor_dir=home,
+                gamma=config.hyperparameters.get("gamma"),
+            )
+        except SpinupError:
+            raise
+        except Exception as error:  # the environment's own code can raise anything
+            raise ConfigError(f"cannot build {config.env}: {one_line(error)}") from error
         on_error.callback(env.close)
         if config.vec_env == "auto":
             chosen = "subproc" if isinstance(env.unwrapped, SharedMemoryVecEnv) else "dummy"
@@ -159,9 +165,8 @@ def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | No
         except (SpinupError, AssertionError, TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(f"cannot train {spec.name} on {config.env}: {one_line(error)}") from error
         on_error.callback(model.logger.close)
-        wanted = str(config.hyperparameters.get("device", "auto"))
-        if wanted != "auto" and th.device(wanted).type != model.device.type:
-            warnings.warn(f"device {wanted!r} is not available, training on {model.device}", stacklevel=2)
+        if wanted is not None and wanted.type != model.device.type:
+            warnings.warn(f"device '{wanted}' is not available, training on {model.device}", stacklevel=2)
         eval_env = type(model)._wrap_env(evaluation_env(config), monitor_wrapper=False)
         on_error.callback(eval_env.close)
         assert config.eval_every is not None, "made explicit by completed()"
@@ -177,6 +182,18 @@ def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | No
         run._note("running")
         on_error.pop_all()
     return run
+
+
+def _device(config: RunConfig) -> th.device | None:
+    """The device that a configuration asks for; None for whichever there is."""
+    wanted = str(config.hyperparameters.get("device", "auto"))
+    try:
+        return None if wanted == "auto" else th.device(wanted)
+    except RuntimeError as error:
+        known = ("auto", "cpu", "cuda", "mps")
+        raise ConfigError(
+            f"device={wanted!r}: torch has none like that{nearest(wanted, known)}; take {', '.join(known)}"
+        ) from error
 
 
 def train(config: RunConfig, folder: str | Path = "runs", callbacks: Sequence[BaseCallback] = ()) -> Run:

@@ -62,7 +62,8 @@ def entries(algos: Sequence[str] = (), envs: Sequence[str] = ()) -> list[Entry]:
     known = list(dict.fromkeys(entry.env for entry in found))
     for env in envs:
         if env not in known:
-            raise UnknownNameError(f"the zoo has no {env!r} for {', '.join(algos) or 'any algorithm'}{nearest(env, known)}")
+            whose, there = ", ".join(algos) or "any algorithm", f"; it has {', '.join(known)}" if known else ""
+            raise UnknownNameError(f"the zoo has no {env!r} for {whose}{nearest(env, known)}{there}")
     return [entry for entry in found if not envs or entry.env in envs]
 
 
