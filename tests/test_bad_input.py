@@ -47,6 +47,20 @@ def test_unknown_policies(cls: type) -> None:
     assert one_line(caught.value).endswith(f"{cls.__name__} has MlpPolicy, CnnPolicy, MultiInputPolicy")
 
 
+@pytest.mark.parametrize("space", [spaces.Discrete(3, start=1), spaces.MultiDiscrete([2, 3], start=[0, -1])])
+def test_numbers_that_do_not_begin_at_zero(space: spaces.Space) -> None:
+    """Policies number actions from 0, and observations' one-hot vectors have no place for others."""
+    for observations, actions, wrapper in (
+        (VECTOR, space, "TransformAction"),
+        (space, BOX, "TransformObservation"),
+        (spaces.Dict({"a": VECTOR, "b": space}), BOX, "TransformObservation"),
+    ):
+        policy = "MultiInputPolicy" if isinstance(observations, spaces.Dict) else "MlpPolicy"
+        with pytest.raises(EnvError, match=f"does not begin at 0.*{wrapper}") as caught:
+            PPO(policy, ToyEnv(observations, actions))
+        assert one_line(caught.value).startswith(str(space))
+
+
 @pytest.mark.parametrize("cls", SIX)
 def test_unknown_environments(cls: type) -> None:
     with pytest.raises(gym.error.NameNotFound, match="Pendulm") as caught:

@@ -447,6 +447,7 @@ class DropIn(BaseAlgorithm):
                 print(f"Wrapping the env in a {type(env).__name__}.")
         if isinstance(env.unwrapped, GymnasiumVecEnv):
             env.unwrapped.reset_steps_known = True
+        _require_zero_starts(env)
         return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_learn(
@@ -542,6 +543,16 @@ class DropIn(BaseAlgorithm):
 
 def _name(path: Path | pathlib.Path) -> str:
     return repr(str(path)) if isinstance(path, (str, pathlib.Path)) else "the given stream"
+
+
+def _require_zero_starts(env: VecEnv) -> None:
+    """Refuse whole numbers that do not begin at 0: policies and one-hot vectors number from there, whatever the space says."""
+    parts = (
+        env.observation_space.spaces.values() if isinstance(env.observation_space, spaces.Dict) else [env.observation_space]
+    )
+    for wrapper, space in (("TransformAction", env.action_space), *(("TransformObservation", part) for part in parts)):
+        if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(space.start):
+            raise EnvError(f"{space} does not begin at 0, as Stable-Baselines3 takes it to: see gymnasium.wrappers.{wrapper}")
 
 
 def _env_name(env: VecEnv | None, index: int | None) -> str:
