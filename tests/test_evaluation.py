@@ -158,6 +158,14 @@ def test_a_folder_that_is_no_run_points_to_the_newest_run_inside(run: Run, tmp_p
         load_run(tmp_path / "notes.txt")
 
 
+def test_a_published_agents_folder_points_to_its_agent(copy: Path) -> None:
+    for name in ("model.zip", "status.json"):
+        (copy / name).unlink()
+    (copy / "agent.spinup").touch()
+    with pytest.raises(ModelFileError, match=r"there is no '.*model.zip' \(did you mean '.*agent.spinup'\?\)"):
+        load_run(copy)
+
+
 def test_a_missing_model_file_is_named() -> None:
     with pytest.raises(ModelFileError, match=r"there is no 'nowhere.zip'$"):
         load_run("nowhere.zip", algo="ppo", env="CartPole-v1")

@@ -166,7 +166,8 @@ def load_run(
     status = Status.read(folder) if (folder / STATUS).is_file() else None
     if not file.is_file():
         state = f"; the run is {status.state}" if status is not None else ""
-        raise ModelFileError(f"there is no '{file}'{state}")
+        agents = sorted(folder.glob(f"*{SUFFIX}")) if status is None else []
+        raise ModelFileError(f"there is no '{file}'{state}" + (f" (did you mean '{agents[0]}'?)" if agents else ""))
     config = _config(file, algo, env)
     spec = registry.get_spec(config.algo)
     cls = spec.load()
