@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from spinup_plugins.runs.pool import serve
 def work(argument):
     folder = pathlib.Path(argument["folder"])
     (folder / argument["name"]).write_text(os.environ["OMP_NUM_THREADS"])
+    (folder / argument["name"]).with_suffix(".pid").write_text(str(os.getpid()))
     if argument["do"] == "fail":
         raise ValueError("first\\nno such thing")
     if argument["do"] == "die":
@@ -89,6 +92,32 @@ def test_stopping_stops_the_jobs(stop: Any, jobs: Any, tmp_path: Path, monkeypat
     assert started[0].process.poll() is not None
 
 
+BOSS = """
+import json, sys
+from spinup_plugins.runs.pool import Job, run_jobs
+list(run_jobs([Job(*json.loads(sys.argv[1]))]))
+"""
+
+
+def test_a_job_ends_with_who_started_it(jobs: Any, tmp_path: Path) -> None:
+    (job,) = jobs("sleep")
+    boss = subprocess.Popen([sys.executable, "-c", BOSS, json.dumps(job)])
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "0.pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    boss.kill()
+    boss.wait()
+    worker = int((tmp_path / "0.pid").read_text())
+    while time.monotonic() < deadline:
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the job outlived the process that nobody could have stopped it through")
+
+
 def test_bad_numbers() -> None:
     with pytest.raises(ConfigError, match="jobs must be greater than 0, not 0"):
         run_jobs([], 0)
@@ -100,7 +129,7 @@ def test_a_worker_says_what_went_wrong_on_one_line(
     def work(argument: Any) -> None:
         raise KeyError(argument)
 
-    monkeypatch.setattr(sys, "argv", ["x", json.dumps(["a\nb"])])
+    monkeypatch.setattr(sys, "argv", ["x", json.dumps(["a\nb"]), str(os.getppid())])
     with pytest.raises(SystemExit) as stopped:
         serve(work)
     assert stopped.value.code == 1

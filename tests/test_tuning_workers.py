@@ -89,7 +89,7 @@ class Forked:
     def __init__(self, orders: Orders) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["spinup_plugins.tuning.workers", "spinup_plugins.runs.runner", "torch._dynamo"])
-        self.process = context.Process(target=module._serve, args=(orders._replace(parent=0)._asdict(),))
+        self.process = context.Process(target=module._serve, args=(orders._asdict(),))
         self.process.start()
         self.pid = self.process.pid
         self.terminate, self.kill = self.process.terminate, self.process.kill

@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.runs.files import one_line
 
-__all__ = ["THREADS", "Ended", "Job", "interruptible", "run_jobs", "serve"]
+__all__ = ["THREADS", "Ended", "Job", "interruptible", "run_jobs", "serve", "spawn"]
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 """What keeps the libraries of a process to one thread, if it is in the environment when they are loaded."""
@@ -105,16 +105,27 @@ def interruptible() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _start(job: Job) -> _Active:
-    errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed where the job has ended; a pipe would have to be emptied
+def spawn(module: str, argument: Any, threads: int = 1) -> "tuple[subprocess.Popen[bytes], IO[bytes]]":
+    """Start a process for :func:`serve`.
+
+    :param module: run as a program, which calls :func:`serve`
+    :param argument: what it is given, as plain data
+    :param threads: what its libraries may compute with
+    :return: the process, and a file with what it complains of, for the caller to close
+    """
+    errors = tempfile.TemporaryFile()  # noqa: SIM115  # a pipe would have to be emptied
     process = subprocess.Popen(
-        [sys.executable, "-m", job.module, json.dumps(job.argument)],
+        [sys.executable, "-m", module, json.dumps(argument), str(os.getpid())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=errors,
-        env={**os.environ, **THREADS},
+        env={**os.environ, **dict.fromkeys(THREADS, str(threads))},
     )
-    return _Active(job, process, errors, time.perf_counter())
+    return process, errors
+
+
+def _start(job: Job) -> _Active:
+    return _Active(job, *spawn(job.module, job.argument), time.perf_counter())
 
 
 def _end(active: _Active) -> Ended:
@@ -130,12 +141,21 @@ def _end(active: _Active) -> Ended:
 
 
 def serve(work: Callable[[Any], object]) -> None:
-    """Do the job that this process was started for.
+    """Do the job that this process was started for, as long as the process lives that started it.
 
     :param work: is called with the job's argument; what it raises becomes the job's error
     """
+    argument, parent = sys.argv[1:]
+    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     try:
-        work(json.loads(sys.argv[1]))
+        work(json.loads(argument))
     except Exception as error:
         print(one_line(error), file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _end_with(parent: int) -> None:
+    """End this process once ``parent`` is gone, which a signal may have kept from ending it; Windows never tells."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)

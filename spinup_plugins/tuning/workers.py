@@ -7,13 +7,11 @@ whichever worker finds it. What a storage cannot take (a full disk, a lost conne
 
 import contextlib
 import errno
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -32,7 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from spinup_plugins.errors import SpinupError
 from spinup_plugins.runs.files import one_line
-from spinup_plugins.runs.pool import THREADS, interruptible, serve
+from spinup_plugins.runs.pool import interruptible, serve, spawn
 from spinup_plugins.tuning import confirm
 from spinup_plugins.tuning.objective import Curve, configured, measure, normalised, score, train_once
 from spinup_plugins.tuning.slots import is_surplus, slots_of, unrepeated
@@ -60,7 +58,6 @@ class Orders(NamedTuple):
     :param beat: seconds between signs of life
     :param grace: seconds without one after which a worker on another machine counts as lost
     :param threads: threads to compute with
-    :param parent: process that started the worker and that it ends with; 0 for none
     """
 
     storage: str
@@ -69,7 +66,6 @@ class Orders(NamedTuple):
     beat: float = 15.0
     grace: float = 120.0
     threads: int = 1
-    parent: int = 0
 
 
 class _Stopped(BaseException):
@@ -436,9 +432,6 @@ def _alive(study: optuna.Study, trial_id: int, orders: Orders) -> Iterator[threa
         count = 0
         while not done.wait(orders.beat):
             count += 1
-            if orders.parent and os.getppid() != orders.parent:
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
             try:
                 study._storage.set_trial_user_attr(trial_id, "beat", count)
             except optuna.exceptions.UpdateFinishedTrialError:
@@ -477,7 +470,6 @@ def run_workers(
     :param patience: seconds that stopped workers have to give their trials back
     :raises StudyError: one of them could not go on
     """
-    orders = orders._replace(parent=os.getpid())
     active: list[_Active] = []
     spare = 3 * n
     with interruptible():
@@ -511,15 +503,7 @@ def run_workers(
 
 
 def _start(orders: Orders) -> _Active:
-    errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed where the worker has ended
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spinup_plugins.tuning.workers", json.dumps(orders._asdict())],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
-        env={**os.environ, **dict.fromkeys(THREADS, str(orders.threads))},
-    )
-    return _Active(process, errors)
+    return _Active(*spawn("spinup_plugins.tuning.workers", orders._asdict(), orders.threads))
 
 
 def _error(active: _Active) -> str:
