@@ -103,9 +103,14 @@ def test_finished_runs_are_not_made_again(tmp_path: Path, in_process: list[str])
 def test_a_run_that_was_cut_short_begins_anew(tmp_path: Path, in_process: list[str]) -> None:
     (cell,) = cells(tmp_path)
     list(bench([cell], tmp_path))
-    Status("running", 32).write(cell.folder)
+    Status("interrupted", 32).write(cell.folder)
     (cell.folder / "left").write_text("over")
     assert results_of([cell]) == {}
+    told = module._Watch([cell], [cell], (seen := list[Progress]()).append)
+    told.tell()
+    Status("running", 16).write(cell.folder)
+    told.tell()
+    assert [each.steps for each in seen] == [0, 16], "steps of the attempt before do not count"
     list(bench([cell], tmp_path))
     assert in_process == [str(cell)] * 2
     assert cell.status is not None

@@ -204,6 +204,7 @@ class _Watch:
         self.total = sum(cell.config.n_timesteps for cell in cells)
         self.before = self.total - sum(cell.config.n_timesteps for cell in waiting)
         self.began, self.told = time.monotonic(), -np.inf
+        self.left_over = {name: _status(cell) for name, cell in self.waiting.items()}  # by attempts before this one
         self.running: tuple[Cell, ...] = ()
 
     def __call__(self, active: Sequence[Job], ended: int) -> None:
@@ -213,21 +214,26 @@ class _Watch:
 
     def ended(self, cell: Cell) -> None:
         self.running = tuple(each for each in self.running if each is not cell)
+        self.left_over.pop(str(cell), None)
         self.tell()
 
     def tell(self) -> None:
         self.told = time.monotonic()
-        taken = sum(map(_taken, self.waiting.values()))
+        found = ((name, cell, _status(cell)) for name, cell in self.waiting.items())
+        taken = sum(_taken(cell, status) for name, cell, status in found if status != self.left_over.get(name))
         left = self.total - self.before - taken
         eta = left / taken * (self.told - self.began) if taken else None
         self.watch(Progress(self.running, self.before + taken, self.total, eta))
 
 
-def _taken(cell: Cell) -> int:
+def _status(cell: Cell) -> Status | None:
     try:
-        status = cell.status
+        return cell.status
     except ConfigError:  # gone, or replaced just now
-        return 0
+        return None
+
+
+def _taken(cell: Cell, status: Status | None) -> int:
     if status is None:
         return 0
     # A run goes on to the end of its rollout, and one that failed takes no more steps.
