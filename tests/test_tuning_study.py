@@ -408,7 +408,7 @@ def test_the_folder_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     config = compose(layer)
     assert (config.n_timesteps, config.hyperparameters["n_epochs"]) == (64, chosen["n_epochs"])
     assert make("ppo", ENV, preset=str(outcome.folder / "best.yml")).n_epochs == chosen["n_epochs"]
-    assert f"| ppo | {ENV} | 5 |" in table(tmp_path / "studies")
+    assert f"| ppo | {ENV} | 64 | 8 | last | 5 |" in table(tmp_path / "studies")
     with pytest.raises(ConfigError, match="holds no study"):
         table(tmp_path / "nothing")
 
@@ -450,7 +450,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main([*small, "--until-trials", "6", "--out", "my studies"]) == 0
     assert "--preset 'my studies/best.yml'" in capsys.readouterr().out
     assert main(["tune", "--table"]) == 0
-    assert "| ppo | tuning_envs:Target-v0 | 3 |" in capsys.readouterr().out
+    assert "| ppo | tuning_envs:Target-v0 | 64 | 6 | last | 3 |" in capsys.readouterr().out
     for arguments, message in (
         (["tune", "ppo"], "which algorithm and environment?"),
         ([*small, "--seed", "1"], "exists with seed=0, not 1"),

@@ -18,13 +18,13 @@ from spinup_plugins.environments import make_env
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.presets import RUN_KEYS
 from spinup_plugins.runs.config import completed
-from spinup_plugins.runs.files import file_name
+from spinup_plugins.runs.files import file_name, one_line
 from spinup_plugins.tuning import confirm
 from spinup_plugins.tuning.confirm import DEFAULT, Verdict
 from spinup_plugins.tuning.objective import METRICS, configured
 from spinup_plugins.tuning.slots import Slot, slots_of
 from spinup_plugins.tuning.study import Definition, definition_of
-from spinup_plugins.yaml_files import dump_yaml
+from spinup_plugins.yaml_files import dump_yaml, load_yaml
 
 __all__ = ["BEST", "REPORT", "VERDICT", "Export", "export", "importances", "study_folder", "table"]
 
@@ -84,8 +84,7 @@ def export(study: optuna.Study, folder: Path, *, until: int, command: str = "") 
     ranks = importances(study, seed=definition.seed)
     plots = _plots(study, slots, ranks, folder, definition) if find_spec("matplotlib") is not None else []
     if verdict is not None:
-        kept = {**verdict._asdict(), "algo": definition.algo, "envs": definition.envs, "held_out": len(definition.held_out)}
-        write_text(folder / VERDICT, json.dumps(kept, indent=2) + "\n")
+        write_text(folder / VERDICT, json.dumps(verdict._asdict(), indent=2) + "\n")
     text = _report(definition, slots, ranks, verdict, winner, scores, candidates, plots, command)
     write_text(folder / REPORT, text)
     own = [CONFIRMATION, VERDICT] if verdict is not None else []
@@ -126,19 +125,26 @@ def table(parent: Path) -> str:
     if not files:
         raise ConfigError(f"'{parent}' holds no study that was confirmed")
     lines = [
-        "| algorithm | environment | held-out seeds | default (IQM, 95 %) | winner (IQM, 95 %) | P(improvement) |",
-        "|---|---|--:|--:|--:|--:|",
+        "| algorithm | environment | steps | trials | score | held-out seeds | default (IQM, 95 %) | winner (IQM, 95 %) "
+        "| P(improvement) |",
+        "|---|---|--:|--:|---|--:|--:|--:|--:|",
     ]
     for file in files:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             verdict = Verdict(*(data[key] for key in Verdict._fields))
-            first = f"| {data['algo']} | {', '.join(data['envs'])} | {data['held_out']} "
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"{file}: cannot be read ({error})") from error
+            study, _ = load_yaml(file.with_name(STUDY))
+            trials = study.pop("until_trials")
+            definition = Definition(**{key: value for key, value in study.items() if key != "command"})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"'{file.parent}': its study cannot be read ({one_line(error)})") from error
+        steps = ", ".join(f"{base['n_timesteps']:,}" for base in definition.bases.values())
         won = _with_interval(verdict.score, verdict.interval) if verdict.better else "the default"
-        ours = f"{_with_interval(verdict.default_score, verdict.default_interval)} | {won} | {verdict.improvement:.2f} |"
-        lines.append(f"{first}| {ours}")
+        cells = (
+            definition.algo, ", ".join(definition.envs), steps, trials, definition.score, len(definition.held_out),
+            _with_interval(verdict.default_score, verdict.default_interval), won, f"{verdict.improvement:.2f}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
