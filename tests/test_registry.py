@@ -147,7 +147,6 @@ ZOO = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:builtin type")  # Box2D's; an error while it is imported crashes Python
 @pytest.mark.parametrize("name", SIX)
 def test_every_zoo_entry_can_be_built(name):
     spec = get_spec(name)

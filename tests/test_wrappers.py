@@ -364,7 +364,6 @@ def test_mujocos_velocities_are_found_in_other_layouts(env_id, kwargs):
     env.close()
 
 
-@pytest.mark.filterwarnings("ignore:builtin type")  # Box2D's; an error while it is imported crashes Python
 @pytest.mark.parametrize(
     ("env_id", "pairs"),
     [
