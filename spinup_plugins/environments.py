@@ -33,6 +33,7 @@ def make_env(
     normalize: bool | Mapping[str, Any] = False,
     monitor_dir: str | Path | None = None,
     gamma: float | None = None,
+    tape: bool = False,
 ) -> VecEnv:
     """Build ``n_envs`` copies of an environment as one monitored ``VecEnv``.
 
@@ -47,6 +48,8 @@ def make_env(
     :param normalize: True wraps in ``VecNormalize``; a mapping does so with these arguments
     :param monitor_dir: folder for the monitors' ``<i>.monitor.csv``; None writes no file
     :param gamma: discount for the running return that scales rewards when ``normalize`` does not give one
+    :param tape: keep each copy's current episode, so that another copy can be brought to the same point
+        (:mod:`spinup_plugins.envs.tape`); not of ``gym-async`` and ``envpool``
     :raises UnknownNameError: there is no such environment or wrapper
     :raises ConfigError: an argument is not the environment's, or an optional dependency is missing
     """
@@ -58,7 +61,14 @@ def make_env(
             # A worker that cannot build its environment dies with its message; build one here first to hear it.
             as_vec_env(env, 1, env_kwargs=env_kwargs, wrappers=wraps).close()
         envs = as_vec_env(
-            env, n_envs, vec_env=vec_env, seed=seed, env_kwargs=env_kwargs, wrappers=wraps, monitor_dir=monitor_dir
+            env,
+            n_envs,
+            vec_env=vec_env,
+            seed=seed,
+            env_kwargs=env_kwargs,
+            wrappers=wraps,
+            monitor_dir=monitor_dir,
+            tape=tape,
         )
     if options is None:
         return envs

@@ -139,6 +139,9 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
             )
         elif isinstance(self.action_noise, VectorizedActionNoise) and self.action_noise.n_envs != self.n_envs:
             self.action_noise = self.action_noise.base_noise  # loaded for another number of environments
+        own = {**self.replay_buffer_kwargs, "n_steps": self.n_steps, "gamma": self.gamma}
+        if self.n_steps > 1 and self.replay_buffer_class is NStepReplayBuffer and self.replay_buffer_kwargs == own:
+            self.replay_buffer_class = None  # from a zip: SB3 filled it in, and would warn of it as of a custom one
         if self.compact_replay and self.replay_buffer is None:
             self.replay_buffer = self._compact_replay_buffer()
         super()._setup_model()

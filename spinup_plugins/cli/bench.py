@@ -100,8 +100,8 @@ def command(
 ) -> None:
     """Train every algorithm on every environment over seeds, and evaluate as Spinning Up does.
 
-    Finished runs are not made again, so that the same command goes on where it was stopped. A run that fails leaves the
-    others alone, and the exit status is 1.
+    Finished runs are not made again and those that were cut short go on from their checkpoints, so that the same command
+    goes on where it was stopped. A run that fails leaves the others alone, and the exit status is 1.
     """
     with reporting(debug):
         from spinup_plugins.runs.bench import build_environments, grid, variants

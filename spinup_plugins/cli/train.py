@@ -18,6 +18,8 @@ from spinup_plugins.cli.console import (
     show_evaluation,
 )
 from spinup_plugins.envs.kinds import VEC_ENVS
+from spinup_plugins.errors import ConfigError
+from spinup_plugins.runs.files import CHECKPOINT
 from spinup_plugins.yaml_files import parse_yaml
 
 if TYPE_CHECKING:
@@ -128,6 +130,22 @@ def command(
         Path,
         typer.Option("-f", "--folder", metavar="FOLDER", help="Folder of all runs; this one's is FOLDER/ALGO/ENV_<n>."),
     ] = Path("runs"),
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEPS",
+            help="Environment steps between checkpoints, from which --resume goes on; 0 for none. Default: a tenth of the "
+            "training, at least 10000.",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with the interrupted run in this folder, from its newest checkpoint, as if it had not been "
+            "interrupted. Only --progress and --debug go with it. Default: none.",
+        ),
+    ] = None,
     progress: Annotated[
         bool, typer.Option("-P", "--progress", help="Show a progress bar in a terminal. Default: off.")
     ] = False,
@@ -156,9 +174,9 @@ def command(
     Configuration, learning curve, evaluations and model are left in a run folder.
     """
     with reporting(debug):
+        from spinup_plugins.runs import runner
         from spinup_plugins.runs.callbacks import ProgressBar
         from spinup_plugins.runs.config import Layer, compose, file_layer
-        from spinup_plugins.runs.runner import prepare
         from spinup_plugins.wrapping import parse_wrapper
 
         values = {
@@ -177,22 +195,31 @@ def command(
             "eval_every": None if eval_every is None else parse_yaml(eval_every, "--eval-every"),
             "eval_episodes": eval_episodes,
             "final_episodes": final_episodes,
+            "checkpoint_every": None if checkpoint_every is None else parse_yaml(checkpoint_every, "--checkpoint-every"),
             "callbacks": callback,
             "threads": threads,
             "tensorboard": tensorboard,
         }
-        below = [file_layer(config)] if config is not None else []
-        run = prepare(compose(*below, Layer(_given(values), option_name)), folder, command=context.obj)
+        if resume is None:
+            below = [file_layer(config)] if config is not None else []
+            run = runner.prepare(compose(*below, Layer(_given(values), option_name)), folder, command=context.obj)
+        else:
+            for key, value in _given(values | {"config": config}).items():
+                if value != {}:
+                    raise ConfigError(f"--resume goes on with a run as it is: {option_name((key,))} does not go with it")
+            run = runner.resume(resume)
 
     def reached() -> str:
         steps = f"{run.model.num_timesteps:,} of {run.config.n_timesteps:,} steps"
-        return f"after {steps}; the model so far is in {run.folder}"
+        on = f"; spinup train --resume {shlex.quote(str(run.folder))} goes on" if (run.folder / CHECKPOINT).is_file() else ""
+        return f"after {steps}; the model so far is in {run.folder}{on}"
 
     with reporting(debug, reached):
         aside = Console(stderr=True)
-        aside.print(
-            f"training {run.config.algo} on {run.config.env} in {run.folder}", style="dim", soft_wrap=True, markup=False
-        )
+        from_there = run.checkpoints.resumed
+        origin = "" if from_there is None else f" from step {from_there.num_timesteps:,} on"
+        what = f"training {run.config.algo} on {run.config.env} in {run.folder}{origin}"
+        aside.print(what, style="dim", soft_wrap=True, markup=False)
         if progress:
             with ProgressBar(run.config.n_timesteps, aside) as bar:
                 run.learn([bar])

@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env.patch_gym import _patch_env
 from spinup_plugins.envs.gymnasium_vec import EnvPoolVecEnv, GymnasiumVecEnv, is_envpool
 from spinup_plugins.envs.kinds import VEC_ENVS, VecEnvKind
 from spinup_plugins.envs.lean import LeanVecEnv
+from spinup_plugins.envs.tape import EpisodeTape
 from spinup_plugins.errors import ConfigError, nearest
 
 __all__ = ["AnyEnv", "EnvFn", "Wrap", "as_vec_env", "is_recipe"]
@@ -42,6 +43,7 @@ def as_vec_env(
     wrappers: Sequence[Wrap] = (),
     monitor: bool = True,
     monitor_dir: str | Path | None = None,
+    tape: bool = False,
     autoreset_mode: str | AutoresetMode | None = None,
 ) -> VecEnv:
     """Return any environment as a monitored ``VecEnv`` with the right values where episodes end.
@@ -61,6 +63,8 @@ def as_vec_env(
     :param wrappers: applied to each copy in this order, inside of its monitor
     :param monitor: report the return and length of every episode in ``info["episode"]``, as a ``VectorEnv`` always does here
     :param monitor_dir: folder for the monitors' ``<i>.monitor.csv``; None writes no file
+    :param tape: wrap each copy in an :class:`~.tape.EpisodeTape`, where ``n_envs`` copies are made for ``dummy``, ``subproc``
+        or ``auto``
     :param autoreset_mode: of a ``VectorEnv`` whose metadata do not tell it
     :raises ConfigError: ``source`` is no environment, or an argument does not go with it
     """
@@ -84,7 +88,7 @@ def as_vec_env(
         made = _envpool(source, n_envs or 1, seed, env_kwargs or {}, wrappers, monitor_dir)
     else:
         functions = _functions(source, n_envs, env_kwargs or {})
-        made = _several(functions, vec_env, seed, wrappers, monitor, monitor_dir)
+        made = _several(functions, vec_env, seed, wrappers, monitor, monitor_dir, tape)
     if seed is not None:
         made.seed(seed)
     return made
@@ -124,10 +128,19 @@ def _several(
     wrappers: Sequence[Wrap],
     monitor: bool,
     monitor_dir: str | Path | None,
+    tape: bool,
 ) -> VecEnv:
     inside = vec_env != "gym-async"  # GymnasiumVecEnv monitors from outside
     copies: list[EnvFn] = [
-        _Copy(function, index, None if seed is None else seed + index, tuple(wrappers), monitor and inside, monitor_dir)
+        _Copy(
+            function,
+            index,
+            None if seed is None else seed + index,
+            tuple(wrappers),
+            monitor and inside,
+            monitor_dir,
+            tape and inside,
+        )
         for index, function in enumerate(functions)
     ]
     if vec_env in ("auto", "subproc"):
@@ -158,8 +171,9 @@ class _Copy:
         wrappers: Sequence[Wrap],
         monitor: bool,
         monitor_dir: str | Path | None,
+        tape: bool,
     ) -> None:
-        self.function, self.index, self.seed, self.wrappers = function, index, seed, wrappers
+        self.function, self.index, self.seed, self.wrappers, self.tape = function, index, seed, wrappers, tape
         self.monitor, self.monitor_dir = monitor, None if monitor_dir is None else str(monitor_dir)
 
     def __call__(self) -> Env:
@@ -168,7 +182,8 @@ class _Copy:
             env = wrap(env)
         if self.seed is not None:
             env.action_space.seed(self.seed)
-        return _monitored(env, self.index, self.monitor, self.monitor_dir)
+        env = _monitored(env, self.index, self.monitor, self.monitor_dir)
+        return EpisodeTape(env) if self.tape else env
 
 
 def _monitored(env: Env, index: int, monitor: bool, monitor_dir: str | Path | None) -> Env:

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from stable_baselines3.common.vec_env.util import dict_to_obs
 
+from spinup_plugins.envs.tape import EpisodeTape
 from spinup_plugins.errors import EnvError
 
 __all__ = ["LeanVecEnv", "env_name"]
@@ -28,8 +29,9 @@ _CONSTANT = frozenset(
     {bool, int, float, complex, str, bytes, type(None)}
     | {kind for kind in np.sctypeDict.values() if kind not in (np.void, np.object_)}
 )
-#: of the wrappers that ``gymnasium.make`` and Stable-Baselines3 put around every environment, what a step does
+#: of the wrappers that ``gymnasium.make``, Stable-Baselines3 and runs put around every environment, what a step does
 _STEPS: dict[type, Any] = {
+    EpisodeTape: EpisodeTape.step,
     Monitor: Monitor.step,
     TimeLimit: TimeLimit.step,
     OrderEnforcing: OrderEnforcing.step,
@@ -44,12 +46,14 @@ class _Path(NamedTuple):
     :param step: what to call
     :param limit: the time limit that it leaves out, whose steps are to be counted
     :param monitor: the monitor that it leaves out, whose books are to be kept
+    :param tape: the tape that it leaves out, which is to be told of the step
     """
 
     env: Any
     step: Callable[[Any], tuple[Any, Any, bool, bool, Info]]
     limit: Any = None
     monitor: Any = None
+    tape: Any = None
 
 
 class LeanVecEnv(DummyVecEnv):
@@ -57,9 +61,9 @@ class LeanVecEnv(DummyVecEnv):
 
     What a step returns is its own: later steps do not write to it, also where an environment reuses its arrays. The last
     observation of an episode is taken before the reset, so that such an environment cannot overwrite it. The outermost of
-    SB3's ``Monitor`` and ``gymnasium.make``'s wrappers (themselves, no subclasses) are not called in each step; what they
-    keep is kept for them, so that whoever reads, resets or closes them notices no difference. What is replaced inside of
-    an environment without :meth:`set_attr` counts from its next reset.
+    :class:`~.tape.EpisodeTape`, SB3's ``Monitor`` and ``gymnasium.make``'s wrappers (themselves, no subclasses) are not
+    called in each step; what they keep is kept for them, so that whoever reads, resets or closes them notices no
+    difference. What is replaced inside of an environment without :meth:`set_attr` counts from its next reset.
 
     :param env_fns: functions that make an environment each, and not the same one twice
     :raises ValueError: two of ``env_fns`` returned the same environment
@@ -95,9 +99,9 @@ class LeanVecEnv(DummyVecEnv):
         envs, actions, constant = self.envs, self.actions, _CONSTANT
         rewards, dones = np.empty(self.num_envs, np.float32), self._none_done.copy()
         infos: list[Info] = []
-        for index, (env, step, limit, monitor) in enumerate(self._paths):
+        for index, (env, step, limit, monitor, tape) in enumerate(self._paths):
             if env is not envs[index]:  # somebody put another in its place
-                env, step, limit, monitor = self._find(index)
+                env, step, limit, monitor, tape = self._find(index)
             if monitor is not None and monitor.needs_reset:
                 raise RuntimeError("Tried to step environment that needs reset")
             observation, reward, terminated, truncated, given = step(actions[index])
@@ -116,6 +120,8 @@ class LeanVecEnv(DummyVecEnv):
                 if terminated or truncated:
                     _end_episode(monitor, info)
                 monitor.total_steps += 1
+            if tape is not None:
+                tape.add(actions[index], observation)
             info["TimeLimit.truncated"] = truncated and not terminated
             infos.append(info)
             rewards[index] = reward
@@ -161,7 +167,9 @@ class LeanVecEnv(DummyVecEnv):
     def _find(self, index: int) -> _Path:
         """Find the shortest way to a step of an environment, and keep to it until its next reset."""
         outermost: Any = self.envs[index]
-        env, monitor, limit = outermost, None, None
+        env, tape, monitor, limit = outermost, None, None, None
+        if _steps_as_known(env, EpisodeTape):
+            tape, env = env, env.env
         if _steps_as_known(env, Monitor):
             monitor, env = env, env.env
         if _steps_as_known(env, TimeLimit) and env._elapsed_steps is not None:
@@ -171,7 +179,7 @@ class LeanVecEnv(DummyVecEnv):
         # It checks an environment's first step (since Gymnasium 1.4 the second, too), then nothing.
         if _steps_as_known(env, PassiveEnvChecker) and env.checked_step and getattr(env, "checked_data_reuse", True):
             env = env.env
-        self._paths[index] = path = _Path(outermost, env.step, limit, monitor)
+        self._paths[index] = path = _Path(outermost, env.step, limit, monitor, tape)
         return path
 
     def _rows(self) -> Rows:

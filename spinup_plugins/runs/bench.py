@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 from spinup_plugins.atomic import replacing
 from spinup_plugins.environments import make_env
 from spinup_plugins.envs.kinds import VecEnvKind
-from spinup_plugins.errors import ConfigError
+from spinup_plugins.errors import ConfigError, SpinupError
 from spinup_plugins.runs.config import Layer, RunConfig, completed, compose, load
-from spinup_plugins.runs.files import CONFIG, STATUS, Status, file_name, one_line
+from spinup_plugins.runs.files import CHECKPOINT, CONFIG, STATUS, Status, file_name, one_line
 from spinup_plugins.runs.pool import THREADS, Ended, Job, run_jobs, serve
 from spinup_plugins.runs.results import Result, read_run
 from spinup_plugins.yaml_files import nested
@@ -143,7 +143,8 @@ def bench(
 ) -> Iterator[Outcome]:
     """Make all runs that are not finished, each in a process of its own with one thread.
 
-    A run that was cut short begins anew. One that fails leaves the others alone.
+    A run that was cut short goes on from its checkpoint, or begins anew where there is none. One that fails leaves the others
+    alone, and begins anew the next time. On a cluster, what was cut short always begins anew.
 
     :param cells: which
     :param folder: folder of all runs; nobody else may be at work in it
@@ -205,6 +206,11 @@ class _Watch:
         self.before = self.total - sum(cell.config.n_timesteps for cell in waiting)
         self.began, self.told = time.monotonic(), -np.inf
         self.left_over = {name: _status(cell) for name, cell in self.waiting.items()}  # by attempts before this one
+        self.resumed = {
+            name: _taken(cell, self.left_over[name])
+            for name, cell in self.waiting.items()
+            if (cell.folder / CHECKPOINT).is_file()
+        }
         self.running: tuple[Cell, ...] = ()
 
     def __call__(self, active: Sequence[Job], ended: int) -> None:
@@ -220,10 +226,11 @@ class _Watch:
     def tell(self) -> None:
         self.told = time.monotonic()
         found = ((name, cell, _status(cell)) for name, cell in self.waiting.items())
-        taken = sum(_taken(cell, status) for name, cell, status in found if status != self.left_over.get(name))
-        left = self.total - self.before - taken
-        eta = left / taken * (self.told - self.began) if taken else None
-        self.watch(Progress(self.running, self.before + taken, self.total, eta))
+        taken = {name: _taken(cell, status) for name, cell, status in found if status != self.left_over.get(name)}
+        made = sum(steps - min(self.resumed.get(name, 0), steps) for name, steps in taken.items())
+        left = self.total - self.before - sum(taken.values())
+        eta = left / made * (self.told - self.began) if made else None
+        self.watch(Progress(self.running, self.before + sum(taken.values()), self.total, eta))
 
 
 def _status(cell: Cell) -> Status | None:
@@ -266,7 +273,7 @@ def _is_finished(cell: Cell) -> bool:
 
 def _settings(config: RunConfig) -> dict[str, Any]:
     """What decides how a run goes, hyperparameters among the rest."""
-    settings = config.model_dump(exclude={"command", "versions", "hyperparameters"})
+    settings = config.model_dump(exclude={"command", "versions", "hyperparameters", "checkpoint_every"})
     return {**settings, **config.hyperparameters}
 
 
@@ -275,12 +282,19 @@ def _argument(cell: Cell) -> dict[str, Any]:
 
 
 def _work(argument: Any) -> None:
-    """Make one run, in place of whatever is left of an earlier attempt."""
-    from spinup_plugins.runs.runner import prepare
+    """Make one run, from the checkpoint of an earlier attempt or in place of what is left of it."""
+    from spinup_plugins.runs import runner
 
     home = Path(argument["folder"])
-    shutil.rmtree(home, ignore_errors=True)
-    prepare(RunConfig(**argument["config"]), home=home).learn()
+    run = None
+    if (home / CHECKPOINT).is_file():
+        with suppress(SpinupError):  # damaged, or another version's
+            if Status.read(home).state != "failed":
+                run = runner.resume(home)
+    if run is None:
+        shutil.rmtree(home, ignore_errors=True)
+        run = runner.prepare(RunConfig(**argument["config"]), home=home)
+    run.learn()
 
 
 # --- a cluster -------------------------------------------------------------------------------------------------------

@@ -130,6 +130,7 @@ class ProgressBar(BaseCallback):
         )
         self.task = self.progress.add_task("train", total=total, speed="", score="")
         self.drawn = 0.0
+        self.before: int | None = None
 
     def __enter__(self) -> "ProgressBar":
         self.progress.start()
@@ -139,6 +140,8 @@ class ProgressBar(BaseCallback):
         self.progress.stop()
 
     def _on_step(self) -> bool:
+        if self.before is None:
+            self.before = self.num_timesteps - self.model.n_envs  # a run that is resumed has taken many already
         if monotonic() - self.drawn > 0.1:  # as often as rich draws
             self._draw()
         return True
@@ -153,7 +156,7 @@ class ProgressBar(BaseCallback):
         self.progress.update(
             self.task,
             completed=self.num_timesteps,
-            speed=f"{self.num_timesteps / task.elapsed:,.0f} steps/s" if task.elapsed else "",
+            speed=f"{(self.num_timesteps - (self.before or 0)) / task.elapsed:,.0f} steps/s" if task.elapsed else "",
             score=f"return {np.mean([episode['r'] for episode in recent]):.4g}" if recent else "",
         )
 

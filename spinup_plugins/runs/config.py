@@ -55,6 +55,8 @@ class RunConfig(BaseModel):
     :param eval_every: timesteps between evaluations; 0 for none, null for a twentieth of ``n_timesteps``, at least 1000
     :param eval_episodes: episodes per evaluation during training
     :param final_episodes: episodes of the evaluation after training
+    :param checkpoint_every: timesteps between checkpoints, from which an interrupted run goes on; 0 for none, null for a tenth
+        of ``n_timesteps``, at least 10000
     :param callbacks: ``module:Class``, ``module:function`` or ``module:Class:{key: value}``
     :param threads: threads to compute with
     :param tensorboard: write TensorBoard event files into the run folder, too
@@ -79,6 +81,7 @@ class RunConfig(BaseModel):
     eval_every: Count | None = Field(None, ge=0)
     eval_episodes: Count = Field(5, ge=1)
     final_episodes: Count = Field(20, ge=1)
+    checkpoint_every: Count | None = Field(None, ge=0)
     callbacks: list[str] = Field(default_factory=list)
     threads: Count = Field(1, ge=1)
     tensorboard: bool = False
@@ -162,11 +165,13 @@ def completed(config: RunConfig, command: str | None) -> RunConfig:
     parameters = schema.constructor_parameters(registry.get_class(config.algo))
     defaults = {name: each.default for name, each in parameters.items() if name not in _RUNS}
     eval_every = max(config.n_timesteps // 20, 1000) if config.eval_every is None else config.eval_every
+    often = max(config.n_timesteps // 10, 10_000) if config.checkpoint_every is None else config.checkpoint_every
     return config.model_copy(
         update={
             "hyperparameters": schema.jsonable({**defaults, **config.hyperparameters}),
             "env_kwargs": schema.jsonable(config.env_kwargs),
             "eval_every": eval_every,
+            "checkpoint_every": often,
             "command": command,
             "versions": versions(),
         }

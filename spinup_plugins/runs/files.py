@@ -15,6 +15,7 @@ from spinup_plugins.errors import ConfigError, SpinupError
 
 __all__ = [
     "BEST",
+    "CHECKPOINT",
     "CONFIG",
     "EVALUATION",
     "MODEL",
@@ -33,6 +34,8 @@ MODEL = "model.zip"
 VECNORMALIZE = "vecnormalize.pkl"
 EVALUATION = "evaluation.json"
 STATUS = "status.json"
+CHECKPOINT = "checkpoint.pkl"
+"""What a run goes on from after it was interrupted; there is none of a finished one."""
 BEST = "best_"
 """Prefix of :data:`MODEL` and :data:`VECNORMALIZE` for the best policy of the evaluations during training."""
 

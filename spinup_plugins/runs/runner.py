@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,12 @@ from spinup_plugins.environments import make_env
 from spinup_plugins.envs.shared import SharedMemoryVecEnv
 from spinup_plugins.errors import ConfigError, EnvError, SpinupError, nearest
 from spinup_plugins.runs.callbacks import Evaluations, load_callback, save_model
-from spinup_plugins.runs.config import RunConfig, completed, dump
+from spinup_plugins.runs.checkpoint import Checkpoint, Checkpoints, read_checkpoint
+from spinup_plugins.runs.config import RunConfig, completed, dump, load
 from spinup_plugins.runs.evaluation import Evaluation, derived_seed, evaluate, evaluation_env
-from spinup_plugins.runs.files import CONFIG, EVALUATION, State, Status, claimed, one_line
+from spinup_plugins.runs.files import CHECKPOINT, CONFIG, EVALUATION, State, Status, claimed, one_line
 
-__all__ = ["Run", "prepare", "train"]
+__all__ = ["Run", "prepare", "resume", "train"]
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Run:
     :param model: the algorithm
     :param callbacks: those that the configuration names
     :param evaluations: the evaluations during training
+    :param checkpoints: those to go on from
     :param evaluation: the evaluation after training; None until then
     :param seconds: wall time of training
     """
@@ -47,6 +48,7 @@ class Run:
     model: BaseAlgorithm
     callbacks: list[BaseCallback]
     evaluations: Evaluations
+    checkpoints: Checkpoints
     evaluation: Evaluation | None = None
     seconds: float = 0.0
 
@@ -70,18 +72,20 @@ class Run:
         :return: the evaluation after training
         :raises EnvError: an environment broke its contract, or its process died
         """
-        began = perf_counter()
-        self.evaluations.evaluated = lambda: self._note("running", seconds=perf_counter() - began)
+        self.evaluations.evaluated = lambda: self._note("running", seconds=self.checkpoints.seconds)
         try:
             with _threads(self.config.threads, self.model):
                 try:
-                    self.model.learn(self.config.n_timesteps, [self.evaluations, *self.callbacks, *callbacks])
+                    self.model.learn(
+                        self.config.n_timesteps, [self.evaluations, *self.callbacks, *callbacks, self.checkpoints]
+                    )
                 finally:
-                    self.seconds = perf_counter() - began
+                    self.seconds = self.checkpoints.seconds
                     save_model(self.model, self.folder)
                 self.evaluation = self._evaluate()
             write_text(self.folder / EVALUATION, f"{self.evaluation.json()}\n")
             self._note("finished")
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
         except KeyboardInterrupt:
             self._note("interrupted")
             raise
@@ -126,14 +130,38 @@ def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | No
     :param home: the run folder, in place of one in ``folder``
     :raises SpinupError: something in ``config`` is not valid; no folder is left behind then
     """
-    spec = registry.get_spec(config.algo)
     config = completed(config, command)
-    schema.resolve(spec.load(), config.hyperparameters)
+    schema.resolve(registry.get_class(config.algo), config.hyperparameters)
+    with claimed(Path(folder), config.algo, config.env, home=home) as home:
+        return _build(config, home)
+
+
+def resume(home: Path) -> Run:
+    """Make a run that was interrupted ready to go on from its newest checkpoint.
+
+    Everything is as it was then, and the run goes on as if it had not been interrupted. Environments that do not repeat
+    their episodes, and those of ``gym-async`` and ``envpool``, begin new ones, with a warning.
+
+    :param home: its run folder
+    :raises ConfigError: it holds no run, the run is finished, or there is no checkpoint
+    :raises ModelFileError: the checkpoint is damaged
+    """
+    if not (home / CONFIG).is_file():
+        raise ConfigError(f"'{home}' is no run folder: it has no {CONFIG}")
+    config, status = load(home / CONFIG), Status.read(home)
+    if status.state == "finished":
+        raise ConfigError(f"the run in '{home}' is finished, after {status.timesteps:,} steps: there is nothing to resume")
+    return _build(completed(config, None), home, read_checkpoint(home))
+
+
+def _build(config: RunConfig, home: Path, checkpoint: Checkpoint | None = None) -> Run:
+    """Build environments and model in a run folder, and write what the run is."""
+    spec = registry.get_spec(config.algo)
     callbacks = [load_callback(text) for text in config.callbacks]
     wanted = _device(config)
     if config.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError('TensorBoard needs an extra: pip install "spinup-plugins[tensorboard]"')
-    with claimed(Path(folder), config.algo, config.env, home=home) as home, _threads(config.threads), ExitStack() as on_error:
+    with _threads(config.threads), ExitStack() as on_error:
         try:
             env = make_env(
                 config.env,
@@ -145,6 +173,7 @@ def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | No
                 normalize=config.normalize,
                 monitor_dir=home,
                 gamma=config.hyperparameters.get("gamma"),
+                tape=bool(config.checkpoint_every),
             )
         except SpinupError:
             raise
@@ -170,6 +199,7 @@ def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | No
         eval_env = type(model)._wrap_env(evaluation_env(config), monitor_wrapper=False)
         on_error.callback(eval_env.close)
         assert config.eval_every is not None, "made explicit by completed()"
+        assert config.checkpoint_every is not None, "likewise"
         evaluations = Evaluations(
             eval_env,
             every=config.eval_every,
@@ -177,9 +207,12 @@ def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | No
             seed=derived_seed(config.seed, "selection"),
             folder=home,
         )
-        dump(config, home / CONFIG)
-        run = Run(home, config, model, callbacks, evaluations)
-        run._note("running")
+        kept = [evaluations, *callbacks]
+        checkpoints = Checkpoints(home, every=config.checkpoint_every, callbacks=kept, resumed=checkpoint)
+        run = Run(home, config, model, callbacks, evaluations, checkpoints)
+        if checkpoint is None:
+            dump(config, home / CONFIG)
+            run._note("running")
         on_error.pop_all()
     return run
 

@@ -113,7 +113,7 @@ def train_once(config: RunConfig, watch: Callable[[int, list[list[float]]], None
     """
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="spinup-tune-") as folder:
-        run = prepare(config, home=Path(folder) / "run")
+        run = prepare(config.model_copy(update={"checkpoint_every": 0}), home=Path(folder) / "run")
         watcher = _Watch(run, watch)
         final = run.learn([watcher])
     if not watcher.steps:
