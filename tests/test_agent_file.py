@@ -204,6 +204,11 @@ def test_arguments_survive(cls: type, kwargs: dict[str, Any], tmp_path: Path) ->
     again.learn(24, reset_num_timesteps=False)
 
 
+def test_a_device_that_torch_has_not_is_not_the_files_fault(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^device='gpu': torch has none like that.*; take auto, cpu, cuda, mps$"):
+        load_agent(tmp_path / "agent.spinup", device="gpu")
+
+
 def test_hindsight_replay_comes_back_with_its_environment(tmp_path: Path) -> None:
     model = build(
         DDPG, BitFlippingEnv(n_bits=2, continuous=True), "MultiInputPolicy",

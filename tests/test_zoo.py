@@ -11,7 +11,7 @@ import pytest
 
 from spinup_plugins import load_agent, paths
 from spinup_plugins.cli import main
-from spinup_plugins.errors import ModelFileError, UnknownNameError
+from spinup_plugins.errors import ConfigError, ModelFileError, UnknownNameError
 from spinup_plugins.runs import references
 from spinup_plugins.runs.agent import published, save_agent
 from spinup_plugins.runs.config import load
@@ -89,6 +89,17 @@ def test_the_seed_in_the_middle_is_published(zoo: Path) -> None:
     model = agent.model()
     model.learn(100, reset_num_timesteps=False)
     assert model.num_timesteps > agent.num_timesteps
+
+
+def test_seeds_of_different_values_are_not_published_as_one(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, zoo)
+    shutil.copytree(zoo.parent / "runs", tmp_path / "runs")
+    config = tmp_path / "runs" / "vpg" / "CartPole-v1" / "seed1" / "config.yml"
+    config.write_text(config.read_text().replace("gamma: 0.99\n", "gamma: 0.9\n"))
+    with pytest.raises(ConfigError, match=r"seed1' was made with gamma=0\.9, '.*seed0' with 0\.99: remove one$"):
+        publish_entry(ENTRY, tmp_path / "runs")
 
 
 def test_a_card_tells_how_to_train_its_seeds_again(zoo: Path) -> None:

@@ -56,7 +56,7 @@ from spinup_plugins.errors import (
 )
 from spinup_plugins.paths import data_dir
 from spinup_plugins.runs.archive import LIMIT, Tensors, pack, unpack
-from spinup_plugins.runs.config import RunConfig, versions
+from spinup_plugins.runs.config import RunConfig, torch_device, versions
 from spinup_plugins.runs.files import file_name, one_line, statistics_file
 from spinup_plugins.runs.manifest import (
     Environment,
@@ -390,7 +390,9 @@ def load_agent(source: str | Path, env: str | None = None, *, device: th.device 
     :param device: device to put the policy on
     :raises ModelFileError: the file is missing (then also a ``FileNotFoundError``), damaged or not an agent's
     :raises UnknownNameError: there is no such algorithm, or no agent of it is published for the environment
+    :raises ConfigError: torch has no such device
     """
+    torch_device(str(device))
     path = Path(source)
     if isinstance(source, str) and not path.suffix and len(path.parts) == 1 and not path.is_file():
         if env is None:

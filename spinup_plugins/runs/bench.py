@@ -24,7 +24,18 @@ from spinup_plugins.runs.pool import THREADS, Ended, Job, run_jobs, serve
 from spinup_plugins.runs.results import Result, read_run
 from spinup_plugins.yaml_files import nested
 
-__all__ = ["PROTOCOL", "Cell", "Outcome", "Progress", "bench", "build_environments", "grid", "results_of", "variants"]
+__all__ = [
+    "PROTOCOL",
+    "Cell",
+    "Outcome",
+    "Progress",
+    "bench",
+    "build_environments",
+    "grid",
+    "results_of",
+    "settings",
+    "variants",
+]
 
 PROTOCOL: dict[str, Any] = {"eval_every": 10_000, "eval_episodes": 10, "final_episodes": 100, "vec_env": "dummy"}
 """Spinning Up's way to evaluate, a hundred episodes after training, and one process a run."""
@@ -261,7 +272,7 @@ def _is_finished(cell: Cell) -> bool:
         if not all(any(fnmatch(file.name, each) for each in _EARLY) for file in cell.folder.iterdir()):
             raise ConfigError(f"'{cell.folder}' is not empty and no run's: take another folder")
         return False
-    there, wanted = _settings(load(cell.folder / CONFIG)), _settings(completed(cell.config, None))
+    there, wanted = settings(load(cell.folder / CONFIG)), settings(completed(cell.config, None))
     for key, value in wanted.items():
         if there.get(key) != value and not (key == "policy" and value is None):
             raise ConfigError(
@@ -271,10 +282,10 @@ def _is_finished(cell: Cell) -> bool:
     return status is not None and status.state == "finished"
 
 
-def _settings(config: RunConfig) -> dict[str, Any]:
-    """What decides how a run goes, hyperparameters among the rest."""
-    settings = config.model_dump(exclude={"command", "versions", "hyperparameters", "checkpoint_every"})
-    return {**settings, **config.hyperparameters}
+def settings(config: RunConfig) -> dict[str, Any]:
+    """Return what decides how a run goes, hyperparameters among the rest."""
+    values = config.model_dump(exclude={"command", "versions", "hyperparameters", "checkpoint_every"})
+    return {**values, **config.hyperparameters}
 
 
 def _argument(cell: Cell) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+import torch as th
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -20,7 +21,7 @@ from spinup_plugins.errors import ConfigError, nearest
 from spinup_plugins.wrapping import resolve_wrappers
 from spinup_plugins.yaml_files import Locate, dump_yaml, load_yaml
 
-__all__ = ["Layer", "RunConfig", "completed", "compose", "dump", "file_layer", "load", "versions"]
+__all__ = ["Layer", "RunConfig", "completed", "compose", "dump", "file_layer", "load", "torch_device", "versions"]
 
 _RECORDED = ("command", "versions")
 _RUNS = {"policy": "policy", "seed": "seed", "tensorboard_log": "tensorboard"}
@@ -195,6 +196,20 @@ def dump(config: RunConfig, path: Path) -> None:
     :param path: YAML file to create or replace
     """
     write_text(path, f"# spinup train --config {path.name} repeats this run\n{dump_yaml(config.model_dump())}")
+
+
+def torch_device(name: str) -> th.device | None:
+    """Return the device of a name; None for ``auto``, whichever there is.
+
+    :raises ConfigError: torch has none like that
+    """
+    try:
+        return None if name == "auto" else th.device(name)
+    except RuntimeError as error:
+        known = ("auto", "cpu", "cuda", "mps")
+        raise ConfigError(
+            f"device={name!r}: torch has none like that{nearest(name, known)}; take {', '.join(known)}"
+        ) from error
 
 
 def _check_keys(layer: Layer) -> None:

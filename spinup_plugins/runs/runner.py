@@ -19,10 +19,10 @@ from spinup_plugins import registry, schema
 from spinup_plugins.atomic import write_text
 from spinup_plugins.environments import make_env
 from spinup_plugins.envs.shared import SharedMemoryVecEnv
-from spinup_plugins.errors import ConfigError, EnvError, SpinupError, nearest
+from spinup_plugins.errors import ConfigError, EnvError, SpinupError
 from spinup_plugins.runs.callbacks import Evaluations, load_callback, save_model
 from spinup_plugins.runs.checkpoint import Checkpoint, Checkpoints, read_checkpoint
-from spinup_plugins.runs.config import RunConfig, completed, dump, load
+from spinup_plugins.runs.config import RunConfig, completed, dump, load, torch_device
 from spinup_plugins.runs.evaluation import Evaluation, derived_seed, evaluate, evaluation_env
 from spinup_plugins.runs.files import CHECKPOINT, CONFIG, EVALUATION, State, Status, claimed, one_line
 
@@ -158,7 +158,7 @@ def _build(config: RunConfig, home: Path, checkpoint: Checkpoint | None = None) 
     """Build environments and model in a run folder, and write what the run is."""
     spec = registry.get_spec(config.algo)
     callbacks = [load_callback(text) for text in config.callbacks]
-    wanted = _device(config)
+    wanted = torch_device(str(config.hyperparameters.get("device", "auto")))
     if config.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError('TensorBoard needs an extra: pip install "spinup-plugins[tensorboard]"')
     with _threads(config.threads), ExitStack() as on_error:
@@ -215,18 +215,6 @@ def _build(config: RunConfig, home: Path, checkpoint: Checkpoint | None = None) 
             run._note("running")
         on_error.pop_all()
     return run
-
-
-def _device(config: RunConfig) -> th.device | None:
-    """The device that a configuration asks for; None for whichever there is."""
-    wanted = str(config.hyperparameters.get("device", "auto"))
-    try:
-        return None if wanted == "auto" else th.device(wanted)
-    except RuntimeError as error:
-        known = ("auto", "cpu", "cuda", "mps")
-        raise ConfigError(
-            f"device={wanted!r}: torch has none like that{nearest(wanted, known)}; take {', '.join(known)}"
-        ) from error
 
 
 def train(config: RunConfig, folder: str | Path = "runs", callbacks: Sequence[BaseCallback] = ()) -> Run:

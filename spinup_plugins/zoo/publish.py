@@ -9,6 +9,7 @@ import numpy as np
 from spinup_plugins.atomic import write_text
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.runs.agent import load_agent, published
+from spinup_plugins.runs.bench import settings
 from spinup_plugins.runs.config import RunConfig, load
 from spinup_plugins.runs.export import export
 from spinup_plugins.runs.files import CONFIG, EVALUATION, STATUS, Status, file_name
@@ -28,13 +29,19 @@ def publish_entry(entry: Entry, runs: Path) -> Path:
     :param entry: the algorithm and environment
     :param runs: folder of all runs, as ``spinup zoo train`` fills it
     :return: the agent's file
-    :raises ConfigError: no run is finished, or it is no checkout
+    :raises ConfigError: no run is finished, two were made with different values, or it is no checkout
     """
     checkout()
     home = runs / file_name(entry.algo) / file_name(entry.env)
     finished = [folder for folder in sorted(home.glob("seed*")) if _is_finished(folder)]
     if not finished:
         raise ConfigError(f"no finished runs of {entry} are in '{home}'")
+    first, *others = finished
+    alike = settings(load(first / CONFIG))
+    for folder in others:
+        for key, value in settings(load(folder / CONFIG)).items():
+            if key != "seed" and value != alike.get(key):
+                raise ConfigError(f"'{folder}' was made with {key}={value!r}, '{first}' with {alike.get(key)!r}: remove one")
     found = {result.seed: (folder, result) for folder in finished for result in [read_run(folder)]}
     results = [found[seed][1] for seed in sorted(found)]
     folder, _ = found[median_result(results).seed]
