@@ -1,6 +1,7 @@
 """Studies: they repeat exactly, prune, fail, start from presets, take several objectives and environments, are confirmed."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -447,8 +448,14 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert (folder / "best.yml").is_file()
     assert main([*small, "--until-trials", "6", "--confirm-seeds", "3"]) == 0, "goes on"
     assert "--preset tuning/studies/ppo/Target-v0/best.yml" in capsys.readouterr().out
+    monkeypatch.delenv("FORCE_COLOR")
+    monkeypatch.setenv("NO_COLOR", "1")
     assert main([*small, "--until-trials", "6", "--out", "my studies"]) == 0
-    assert "--preset 'my studies/best.yml'" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "--preset 'my studies/best.yml'" in captured.out
+    lines = [line for line in captured.err.splitlines() if line.startswith("trial ")]
+    assert len(lines) == 6, "a log has a line for each"
+    assert re.fullmatch(r"trial 5: \w+, score -?[\d.]+, 6 of 6 done, best -?[\d.]+", lines[-1])
     assert main(["tune", "--table"]) == 0
     assert "| ppo | tuning_envs:Target-v0 | 64 | 6 | last | 3 |" in capsys.readouterr().out
     for arguments, message in (

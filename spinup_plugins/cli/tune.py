@@ -238,15 +238,21 @@ def _run(
     aside = Console(stderr=True, highlight=False)
     shown = _open_dashboard(orders.storage, aside) if dashboard else None
     drawn, began = 0.0, time.monotonic()
+    before = slots_of(study.get_trials(deepcopy=False))
+    told = {place for place, slot in enumerate(before) if slot.done}
     try:
         with Live(console=aside, transient=True, auto_refresh=False) as live:
 
             def watch(processes: Sequence[int]) -> None:
                 nonlocal drawn
-                if aside.is_terminal and time.monotonic() - drawn > 2:
-                    drawn = time.monotonic()
-                    slots = slots_of(study.get_trials(deepcopy=False))[: orders.until]
+                if time.monotonic() - drawn <= 2:
+                    return
+                drawn = time.monotonic()
+                slots = slots_of(study.get_trials(deepcopy=False))[: orders.until]
+                if aside.is_terminal:
                     live.update(_table(study, definition, slots, orders.until, drawn - began, len(processes)), refresh=True)
+                else:
+                    _tell(aside, study, definition, slots, orders.until, told)
 
             run_workers(orders, workers, watch)
         outcome = export(study, folder, until=orders.until, command=command_line)
@@ -296,6 +302,22 @@ def _named(candidate: str) -> str:
 
 def _spelled(value: float, interval: Sequence[float]) -> str:
     return f"{number(value)} (95 % interval {number(interval[0])} to {number(interval[1])})"
+
+
+def _tell(
+    console: Console, study: "optuna.Study", definition: "Definition", slots: "Sequence[Slot]", until: int, told: set[int]
+) -> None:
+    """Print a line for each trial that is done and not in ``told`` yet: what a log has of the table."""
+    done = {place: slot.trial for place, slot in enumerate(slots) if slot.done}
+    better = max if study.directions[0].name == "MAXIMIZE" else min
+    for place in sorted(done.keys() - told):
+        told.add(place)
+        trial = done[place]
+        values = [each.values[0] for at, each in done.items() if at in told and each.values]
+        score = f" {definition.objectives[0]} {number(trial.values[0])}," if trial.values else ""
+        best = f", best {number(better(values))}" if values else ""
+        line = f"trial {place}: {trial.state.name.lower()},{score} {len(told)} of {until} done{best}"
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def _table(
