@@ -143,6 +143,13 @@ class Checkpoints(BaseCallback):
                 self.due = inf
                 warnings.warn(f"no checkpoints in '{self.folder}' from here on: {one_line(error)}", stacklevel=1)
 
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Nothing: steps do not matter, and it would be done in each."""
+
+    def on_step(self) -> bool:
+        """Nothing, likewise."""
+        return True
+
     def _on_step(self) -> bool:
         return True
 
