@@ -60,6 +60,17 @@ class Forgetful(gym.Wrapper[Any, Any, Any, Any]):
         return observation + np.float32(time.perf_counter_ns() % 1000 / 1e6), info
 
 
+class Older(gym.Wrapper[Any, Any, Any, Any]):
+    """Has NumPy's older generator, as environments written for Gym do."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.unwrapped.np_random = np.random.RandomState(0)  # type: ignore[assignment]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self.env.reset(options=options)
+
+
 def state(run: Run) -> dict[str, Any]:
     """Every number of a run that decides how it would go on, and all that it has written down."""
     model = run.model
@@ -208,6 +219,15 @@ def test_environments_that_cannot_be_brought_back_begin_new_episodes(vec_env: st
     # As if a time limit had cut the episode: its last transition bootstraps, and n-step returns end there.
     assert (buffer.dones[there - 1], buffer.timeouts[there - 1]) == (1.0, 1.0)
     assert not np.array_equal(buffer.next_observations[there - 1], buffer.observations[there])
+
+
+def test_environments_with_another_kind_of_generator_train_and_begin_new_episodes(tmp_path: Path) -> None:
+    config = RunConfig(algo="ppo", env="CartPole-v1", wrappers=[f"{__name__}:Older"], hyperparameters=ON, **SHORT)
+    interrupted(config, tmp_path / "run", 470)
+    run = resume(tmp_path / "run")
+    with pytest.warns(UserWarning, match="does not repeat its episode"):
+        run.learn()
+    assert run.model.num_timesteps == 640
 
 
 def test_hindsight_keeps_to_its_episodes(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ class _Books(NamedTuple):
 class Episode(NamedTuple):
     """How an environment came to where it is.
 
-    :param generator: state of its generator before the reset that began the episode; None where a seed was given, or where
-        the episode is not known whole
+    :param generator: state of its generator before the reset that began the episode; None where a seed was given, where the
+        episode is not known whole, or where the environment has another kind of generator
     :param arguments: of that reset
     :param actions: since then
     :param observation: the newest
@@ -67,7 +67,7 @@ class EpisodeTape(gym.Wrapper[Any, Any, Any, Any]):
         :param kwargs: Gymnasium's ``seed`` and ``options``
         """
         seeded = kwargs.get("seed") is not None
-        self._generator = None if seeded else dict(self.unwrapped.np_random.bit_generator.state)  # made anew at each look
+        self._generator = None if seeded else _generator(self.unwrapped)
         self._arguments = deepcopy(kwargs) if kwargs.get("options") else kwargs
         self._actions = []
         self._observation, info = self.env.reset(**kwargs)
@@ -131,6 +131,13 @@ class EpisodeTape(gym.Wrapper[Any, Any, Any, Any]):
             if terminated or truncated:
                 return False
         return _same(self._observation, episode.observation)
+
+
+def _generator(env: Any) -> dict[str, Any] | None:
+    try:
+        return dict(env.np_random.bit_generator.state)  # made anew at each look
+    except Exception:  # whatever an environment calls so: NumPy's older RandomState, a key of JAX's
+        return None
 
 
 def _same(one: Any, other: Any) -> bool:
