@@ -230,6 +230,15 @@ def test_environments_with_another_kind_of_generator_train_and_begin_new_episode
     assert run.model.num_timesteps == 640
 
 
+def test_rewards_tell_that_an_environment_does_not_repeat_itself(tmp_path: Path) -> None:
+    # Its running variance is of all episodes so far; the observations are those of the episode.
+    wrappers = ["gymnasium.wrappers:NormalizeReward"]
+    config = RunConfig(algo="ppo", env="Pendulum-v1", wrappers=wrappers, hyperparameters=ON, **SHORT)
+    interrupted(config, tmp_path / "run", 470)
+    with pytest.warns(UserWarning, match="does not repeat its episode"):
+        resume(tmp_path / "run").learn()
+
+
 def test_hindsight_keeps_to_its_episodes(tmp_path: Path) -> None:
     gym.register("Flip-v0", lambda: BitFlippingEnv(n_bits=3, continuous=True, max_steps=4))
     try:

@@ -35,13 +35,15 @@ class Episode(NamedTuple):
     :param arguments: of that reset
     :param actions: since then
     :param observation: the newest
-    :param books: of the monitor around it; None without one
+    :param rewards: since the reset, as the monitor around it has them; None without one
+    :param books: of that monitor
     """
 
     generator: dict[str, Any] | None
     arguments: dict[str, Any]
     actions: list[Any]
     observation: Any
+    rewards: list[float] | None
     books: _Books | None
 
 
@@ -49,7 +51,8 @@ class EpisodeTape(gym.Wrapper[Any, Any, Any, Any]):
     """Keeps the actions of the current episode, which say where an environment is when its state cannot be read.
 
     The state of a simulator is out of reach in general, but nearly every environment repeats itself, given the state of its
-    generator, its reset and the actions. Whether one does is seen by its last observation.
+    generator, its reset and the actions. Whether one does is seen by its last observation and, where it is
+    monitored, its rewards.
 
     :param env: the environment, monitored already where it is to be
     """
@@ -104,6 +107,7 @@ class EpisodeTape(gym.Wrapper[Any, Any, Any, Any]):
             self._arguments if whole else {},
             list(self._actions) if whole else [],
             deepcopy(self._observation),
+            self._rewards(),
             _read(self.env),
         )
 
@@ -130,7 +134,10 @@ class EpisodeTape(gym.Wrapper[Any, Any, Any, Any]):
             _, _, terminated, truncated, _ = self.step(action)
             if terminated or truncated:
                 return False
-        return _same(self._observation, episode.observation)
+        return _same(self._observation, episode.observation) and _same(self._rewards(), episode.rewards)
+
+    def _rewards(self) -> list[float] | None:
+        return list(self.env.rewards) if isinstance(self.env, Monitor) else None
 
 
 def _generator(env: Any) -> dict[str, Any] | None:
@@ -141,7 +148,7 @@ def _generator(env: Any) -> dict[str, Any] | None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two observations are equal in every bit; NaNs in the same place are."""
+    """Whether two observations, or lists of rewards, are equal in every bit; NaNs in the same place are."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, tuple) and isinstance(other, tuple):
