@@ -306,6 +306,22 @@ def test_what_cannot_be_resumed_says_why(tmp_path: Path) -> None:
     assert (tmp_path / "cut" / CONFIG).is_file()
 
 
+def test_a_resumed_run_that_ends_before_it_goes_on_leaves_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(RunConfig(algo="ppo", env="CartPole-v1", hyperparameters=ON, **SHORT), tmp_path / "run", 470)
+    before, there = (tmp_path / "run" / "model.zip").read_bytes(), read_checkpoint(tmp_path / "run").num_timesteps
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spinup_plugins.runs.checkpoint._play", stop)
+    with pytest.raises(KeyboardInterrupt):
+        resume(tmp_path / "run").learn()
+    assert (tmp_path / "run" / "model.zip").read_bytes() == before
+    assert Status.read(tmp_path / "run").timesteps == there
+
+
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -210,7 +210,7 @@ def command(
             run = runner.resume(resume)
 
     def reached() -> str:
-        steps = f"{run.model.num_timesteps:,} of {run.config.n_timesteps:,} steps"
+        steps = f"{run.num_timesteps:,} of {run.config.n_timesteps:,} steps"
         on = f"; spinup train --resume {shlex.quote(str(run.folder))} goes on" if (run.folder / CHECKPOINT).is_file() else ""
         return f"after {steps}; the model so far is in {run.folder}{on}"
 

@@ -115,7 +115,7 @@ class Checkpoints(BaseCallback):
         super().__init__()
         self.folder, self.every, self.callbacks, self.resumed = folder, every, callbacks, resumed
         self.due: float = every or inf
-        self.began = time.perf_counter()
+        self.began = time.perf_counter() - (0.0 if resumed is None else resumed.seconds)
 
     @property
     def seconds(self) -> float:
@@ -123,9 +123,8 @@ class Checkpoints(BaseCallback):
         return time.perf_counter() - self.began
 
     def _on_training_start(self) -> None:
-        self.began = time.perf_counter()
+        self.began = time.perf_counter() - (0.0 if self.resumed is None else self.resumed.seconds)
         if self.resumed is not None:
-            self.began -= self.resumed.seconds
             self.due = self._next(self.resumed.num_timesteps)
             _restore(self.model, self.resumed, self.callbacks, self.folder)
 

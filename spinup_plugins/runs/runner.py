@@ -53,6 +53,12 @@ class Run:
     seconds: float = 0.0
 
     @property
+    def num_timesteps(self) -> int:
+        """Environment steps taken, those before an interruption included."""
+        resumed = self.checkpoints.resumed
+        return self.model.num_timesteps if resumed is None else resumed.num_timesteps
+
+    @property
     def best(self) -> tuple[int, float] | None:
         """Timestep and mean return of the best evaluation of a trained policy, whose model was kept; None without any."""
         candidates = slice(self.evaluations.untrained, None)
@@ -81,7 +87,8 @@ class Run:
                     )
                 finally:
                     self.seconds = self.checkpoints.seconds
-                    save_model(self.model, self.folder)
+                    if self.checkpoints.resumed is None:  # else the model knows nothing yet, and the file does
+                        save_model(self.model, self.folder)
                 self.evaluation = self._evaluate()
             write_text(self.folder / EVALUATION, f"{self.evaluation.json()}\n")
             self._note("finished")
@@ -111,7 +118,7 @@ class Run:
     def _note(self, state: State, error: Exception | None = None, *, seconds: float | None = None) -> None:
         message = None if error is None else one_line(error)
         taken = self.seconds if seconds is None else seconds
-        Status(state, self.model.num_timesteps, round(taken, 3), message).write(self.folder)
+        Status(state, self.num_timesteps, round(taken, 3), message).write(self.folder)
 
     def _close(self) -> None:
         self.model.logger.close()
