@@ -41,11 +41,15 @@ class Interrupt(BaseCallback):
 
 
 class Counts(BaseCallback):
-    """Counts episodes; a callback that has a state."""
+    """Counts episodes and rollouts; a callback that has a state."""
 
     def __init__(self) -> None:
         super().__init__()
         self.episodes: list[int] = []
+        self.rollouts = 0
+
+    def _on_rollout_start(self) -> None:
+        self.rollouts += 1
 
     def _on_step(self) -> bool:
         self.episodes += [self.num_timesteps] * int(self.locals["dones"].sum())
@@ -96,7 +100,7 @@ def state(run: Run) -> dict[str, Any]:
         "evaluations": (evaluations.evaluations_timesteps, evaluations.evaluations_results),
         "best": run.best,
         "final": run.evaluation.returns,
-        "callbacks": [vars(callback).get("episodes") for callback in run.callbacks],
+        "callbacks": [(vars(each).get("episodes"), vars(each).get("rollouts")) for each in run.callbacks],
         "torch": th.get_rng_state(),
         "numpy": np.random.get_state()[1],
     }

@@ -133,6 +133,7 @@ class Checkpoints(BaseCallback):
             # Up to here the rollout has drawn what it had drawn when the checkpoint was made.
             _restore_noise(self.model, self.resumed.noise)
             _set_generators(self.resumed.generators)
+            _restore_callbacks(self.callbacks, self.resumed.callbacks)  # which have heard of this rollout's start twice
             self.resumed = None
         if self.model.num_timesteps >= self.due:
             self.due = self._next(self.model.num_timesteps)
@@ -302,14 +303,20 @@ def _restore(model: BaseAlgorithm, checkpoint: Checkpoint, callbacks: Sequence[B
     for name, content in checkpoint.files.items():
         with replacing(folder / name) as temporary:
             temporary.write_bytes(content)
-    kept = [each for callback in callbacks for each in _tree(callback)]
-    for callback, attributes in zip(kept, checkpoint.callbacks, strict=True):
-        vars(callback).update({name: pickle.loads(value) for name, value in attributes.items()})
+    _restore_callbacks(callbacks, checkpoint.callbacks)
     together = _play(env, checkpoint.episodes)
     for wrapper, attributes in zip(_wrappers(env), checkpoint.wrappers, strict=True):
         vars(wrapper).update({name: pickle.loads(value) for name, value in attributes.items()})
     if not together:
         _begin_episodes(model, env)
+
+
+def _restore_callbacks(callbacks: Sequence[BaseCallback], states: list[dict[str, bytes]]) -> None:
+    kept = [each for callback in callbacks for each in _tree(callback)]
+    if len(kept) != len(states):
+        raise ConfigError(f"the checkpoint was made with {len(states)} callbacks, nested ones included, not {len(kept)}")
+    for callback, attributes in zip(kept, states, strict=True):
+        vars(callback).update({name: pickle.loads(value) for name, value in attributes.items()})
 
 
 def _play(env: VecEnv, episodes: list[Episode] | None) -> bool:
