@@ -56,6 +56,27 @@ class Counts(BaseCallback):
         return True
 
 
+class Learner(BaseCallback):
+    """Has a network of its own with its optimiser, and holds on to one of the model's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = th.nn.Linear(1, 1)
+        th.nn.init.zeros_(self.network.weight)
+        self.optimizer = th.optim.Adam(self.network.parameters())
+        self.episodes: list[tuple[float, float]] = []
+
+    def _on_training_start(self) -> None:
+        self.policy = self.model.policy
+
+    def _on_step(self) -> bool:
+        self.optimizer.zero_grad()
+        self.network(th.ones(1, 1)).sum().backward()
+        self.optimizer.step()
+        self.episodes.append((self.network.weight.item(), float(sum(p.sum().item() for p in self.policy.parameters()))))
+        return True
+
+
 class Forgetful(gym.Wrapper[Any, Any, Any, Any]):
     """Draws from a generator that nobody can set: an episode that cannot be played again."""
 
@@ -152,6 +173,7 @@ CASES: dict[str, dict[str, Any]] = {
         "callbacks": [f"{__name__}:Counts"],
         "hyperparameters": ON,
     },
+    "ppo-callback": {"algo": "ppo", "env": "CartPole-v1", "callbacks": [f"{__name__}:Learner"], "hyperparameters": ON},
     "ddpg": {"algo": "ddpg", "env": "Pendulum-v1", "hyperparameters": {**OFF, "action_noise": 0.1}},
     "ddpg-overlap": {"algo": "ddpg", "env": "Pendulum-v1", "hyperparameters": {**OFF, "overlap": True}},
     "td3": {

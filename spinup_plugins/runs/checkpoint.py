@@ -13,16 +13,17 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.logger import CSVOutputFormat, Logger
@@ -36,12 +37,14 @@ from spinup_plugins.runs.files import BEST, CHECKPOINT, MODEL, VECNORMALIZE, one
 
 __all__ = ["Checkpoint", "Checkpoints", "read_checkpoint"]
 
-FORMAT = 1
+FORMAT = 2
 """Changes whenever older checkpoints cannot be read any more."""
 SPARSE = 1 << 20
 """Bytes from which on the zeros at an array's end are left out: what a replay buffer does not hold yet."""
 _OTHERS = (BaseAlgorithm, BaseCallback, VecEnv, Logger, ModuleType, Path, io.IOBase)
 """Not part of the state of what refers to them."""
+_CODE = (FunctionType, BuiltinFunctionType, MethodType, partial, type)
+"""Likewise."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,11 @@ class Checkpoint:
     model: bytes
     action_space: bytes
     replay_buffer: ReplayBuffer | None
-    wrappers: list[dict[str, bytes]]
+    wrappers: list[bytes]
     episodes: list[Episode] | None
     generators: dict[str, Any]
     noise: list[dict[str, Any]]
-    callbacks: list[dict[str, bytes]]
+    callbacks: list[bytes]
     logger: dict[str, Any]
     files: dict[str, bytes]
     format: int = FORMAT
@@ -133,7 +136,9 @@ class Checkpoints(BaseCallback):
             # Up to here the rollout has drawn what it had drawn when the checkpoint was made.
             _restore_noise(self.model, self.resumed.noise)
             _set_generators(self.resumed.generators)
-            _restore_callbacks(self.callbacks, self.resumed.callbacks)  # which have heard of this rollout's start twice
+            _restore_callbacks(
+                self.model, self.callbacks, self.resumed.callbacks
+            )  # which have heard of this rollout's start twice
             self.resumed = None
         if self.model.num_timesteps >= self.due:
             self.due = self._next(self.model.num_timesteps)
@@ -168,7 +173,7 @@ class Checkpoints(BaseCallback):
 def _capture(model: BaseAlgorithm, callbacks: Sequence[BaseCallback], folder: Path, seconds: float) -> Checkpoint:
     env = model.get_env()
     assert env is not None, "it is training"
-    zipped = io.BytesIO()
+    zipped, parts = io.BytesIO(), _parts(model)
     model.save(zipped)
     kept = (f"{BEST}{MODEL}", f"{BEST}{VECNORMALIZE}")
     return Checkpoint(
@@ -177,11 +182,11 @@ def _capture(model: BaseAlgorithm, callbacks: Sequence[BaseCallback], folder: Pa
         model=zipped.getvalue(),
         action_space=cloudpickle.dumps(model.action_space),
         replay_buffer=getattr(model, "replay_buffer", None),
-        wrappers=[_attributes(wrapper) for wrapper in _wrappers(env)],
+        wrappers=[_attributes(wrapper, {}) for wrapper in _wrappers(env)],
         episodes=env.env_method("episode") if _has_tapes(env) else None,
         generators=_generators(),
         noise=[_exploration(each) for each in _distributions(model)],
-        callbacks=[_attributes(each) for callback in callbacks for each in _tree(callback)],
+        callbacks=[_attributes(each, parts) for callback in callbacks for each in _tree(callback)],
         logger={**{name: getattr(model.logger, name) for name in _PENDING}, "csv": _csv_text(model.logger)},
         files={name: (folder / name).read_bytes() for name in kept if (folder / name).is_file()},
     )
@@ -205,20 +210,72 @@ def _padded(rows: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[An
     return whole
 
 
-def _attributes(thing: Any) -> dict[str, bytes]:
-    """Return those attributes of an object that are data of its own and can be pickled."""
+class _StatePickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Refers to the model's parts by their names, so that what points to one does so again afterwards.
+
+    :param file: where to
+    :param parts: of the model
+    """
+
+    def __init__(self, file: io.BytesIO, parts: dict[str, Any]) -> None:
+        super().__init__(file)
+        self.names = {id(part): name for name, part in parts.items()}
+
+    def persistent_id(self, obj: Any) -> str | None:
+        return self.names.get(id(obj))
+
+
+class _StateUnpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, parts: dict[str, Any]) -> None:
+        super().__init__(file)
+        self.parts = parts
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self.parts[pid]
+
+
+def _parts(model: BaseAlgorithm) -> dict[str, Any]:
+    """Return what callbacks may hold on to of a model, by name."""
+    parts = {name: value for name, value in vars(model).items() if isinstance(value, (th.nn.Module, BaseBuffer))}
+    parts |= {f"policy.{name}": value for name, value in model.policy.named_modules() if name}
+    return parts | {f"policy.{name}": value for name, value in model.policy.named_parameters()}
+
+
+def _attributes(thing: Any, parts: dict[str, Any]) -> bytes:
+    """Pickle those attributes of an object that are data of its own, together, since they may share some.
+
+    :param thing: the object
+    :param parts: of the model
+    """
     kept = {}
     for name, value in vars(thing).items():
         inside = list(value) if isinstance(value, (list, tuple)) else []
-        if name in ("locals", "globals", "class_attributes") or callable(value):
+        if name in ("locals", "globals", "class_attributes") or isinstance(value, _CODE):
             continue
-        if any(isinstance(each, _OTHERS) for each in (value, *inside)):
-            continue
-        try:
-            kept[name] = cloudpickle.dumps(value)
-        except Exception:  # a file, a lock, a function's closure: part of this process, not of the state
-            continue
-    return kept
+        if not any(isinstance(each, _OTHERS) for each in (value, *inside)):
+            kept[name] = value
+    try:
+        return _pickled(kept, parts)
+    except Exception:  # a file, a lock, a function's closure: part of this process, not of the state
+        return _pickled({name: value for name, value in kept.items() if _can_be_pickled(value, parts)}, parts)
+
+
+def _pickled(value: Any, parts: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    _StatePickler(file, parts).dump(value)
+    return file.getvalue()
+
+
+def _can_be_pickled(value: Any, parts: dict[str, Any]) -> bool:
+    try:
+        _pickled(value, parts)
+    except Exception:
+        return False
+    return True
+
+
+def _put_back(thing: Any, attributes: bytes, parts: dict[str, Any]) -> None:
+    vars(thing).update(_StateUnpickler(io.BytesIO(attributes), parts).load())
 
 
 def _tree(callback: BaseCallback) -> Iterator[BaseCallback]:
@@ -303,20 +360,21 @@ def _restore(model: BaseAlgorithm, checkpoint: Checkpoint, callbacks: Sequence[B
     for name, content in checkpoint.files.items():
         with replacing(folder / name) as temporary:
             temporary.write_bytes(content)
-    _restore_callbacks(callbacks, checkpoint.callbacks)
+    _restore_callbacks(model, callbacks, checkpoint.callbacks)
     together = _play(env, checkpoint.episodes)
     for wrapper, attributes in zip(_wrappers(env), checkpoint.wrappers, strict=True):
-        vars(wrapper).update({name: pickle.loads(value) for name, value in attributes.items()})
+        _put_back(wrapper, attributes, {})
     if not together:
         _begin_episodes(model, env)
 
 
-def _restore_callbacks(callbacks: Sequence[BaseCallback], states: list[dict[str, bytes]]) -> None:
+def _restore_callbacks(model: BaseAlgorithm, callbacks: Sequence[BaseCallback], states: list[bytes]) -> None:
     kept = [each for callback in callbacks for each in _tree(callback)]
     if len(kept) != len(states):
         raise ConfigError(f"the checkpoint was made with {len(states)} callbacks, nested ones included, not {len(kept)}")
+    parts = _parts(model)
     for callback, attributes in zip(kept, states, strict=True):
-        vars(callback).update({name: pickle.loads(value) for name, value in attributes.items()})
+        _put_back(callback, attributes, parts)
 
 
 def _play(env: VecEnv, episodes: list[Episode] | None) -> bool:
