@@ -188,7 +188,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sac-episodes": {"algo": "sac", "env": "Pendulum-v1", "hyperparameters": {**OFF, "train_freq": [1, "episode"]}},
     "sac-warm-up": {"algo": "sac", "env": "Pendulum-v1", "hyperparameters": {**OFF, "learning_starts": 450}},
     "sac-plain": {"algo": "sac", "env": "Pendulum-v1", "hyperparameters": {**OFF, "compact_replay": False}},
-    "sb3": {"algo": "sb3:a2c", "env": "CartPole-v1", "hyperparameters": {"n_steps": 16}},
+    "sb3": {"algo": "sb3:a2c", "env": "CartPole-v1", "hyperparameters": {"n_steps": 3}},  # logs every 100 rollouts
 }
 
 

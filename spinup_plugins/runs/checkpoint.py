@@ -27,6 +27,7 @@ from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.logger import CSVOutputFormat, Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
@@ -118,6 +119,7 @@ class Checkpoints(BaseCallback):
         super().__init__()
         self.folder, self.every, self.callbacks, self.resumed = folder, every, callbacks, resumed
         self.due: float = every or inf
+        self.rollouts, self.aligned = 0, 1
         self.began = time.perf_counter() - (0.0 if resumed is None else resumed.seconds)
 
     @property
@@ -131,7 +133,13 @@ class Checkpoints(BaseCallback):
             self.due = self._next(self.resumed.num_timesteps)
             _restore(self.model, self.resumed, self.callbacks, self.folder)
 
+        if isinstance(self.model, OnPolicyAlgorithm):
+            # Its loop counts rollouts from 0 again, and logs after each so many (100 in A2C).
+            self.aligned = self.locals.get("log_interval") or 1
+
     def _on_rollout_start(self) -> None:
+        aligned = self.rollouts % self.aligned == 0
+        self.rollouts += 1
         if self.resumed is not None:
             # Up to here the rollout has drawn what it had drawn when the checkpoint was made.
             _restore_noise(self.model, self.resumed.noise)
@@ -140,7 +148,7 @@ class Checkpoints(BaseCallback):
                 self.model, self.callbacks, self.resumed.callbacks
             )  # which have heard of this rollout's start twice
             self.resumed = None
-        if self.model.num_timesteps >= self.due:
+        if self.model.num_timesteps >= self.due and aligned:
             self.due = self._next(self.model.num_timesteps)
             try:
                 self._write()
