@@ -348,6 +348,21 @@ def test_a_resumed_run_that_ends_before_it_goes_on_leaves_what_is_there(
     assert Status.read(tmp_path / "run").timesteps == there
 
 
+def test_a_run_that_still_runs_is_left_alone(tmp_path: Path) -> None:
+    class Resume(Interrupt):
+        def _on_step(self) -> bool:
+            if self.num_timesteps == self.step:
+                books = (tmp_path / "run" / "0.monitor.csv").read_text()
+                with pytest.raises(ConfigError, match=r"is still running: wait for it, or end it first$"):
+                    resume(tmp_path / "run")
+                assert (tmp_path / "run" / "0.monitor.csv").read_text() == books
+            return True
+
+    config = RunConfig(algo="ppo", env="CartPole-v1", hyperparameters=ON, **SHORT)
+    prepare(config, home=tmp_path / "run").learn([Resume(470)])
+    assert Status.read(tmp_path / "run").state == "finished"
+
+
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from spinup_plugins.environments import make_env
 from spinup_plugins.envs.kinds import VecEnvKind
 from spinup_plugins.errors import ConfigError, SpinupError
 from spinup_plugins.runs.config import Layer, RunConfig, completed, compose, load
-from spinup_plugins.runs.files import CHECKPOINT, CONFIG, STATUS, Status, file_name, one_line
+from spinup_plugins.runs.files import CHECKPOINT, CONFIG, STATUS, HeldError, Status, file_name, one_line
 from spinup_plugins.runs.pool import THREADS, Ended, Job, run_jobs, serve
 from spinup_plugins.runs.results import Result, read_run
 from spinup_plugins.yaml_files import nested
@@ -299,9 +299,13 @@ def _work(argument: Any) -> None:
     home = Path(argument["folder"])
     run = None
     if (home / CHECKPOINT).is_file():
-        with suppress(SpinupError):  # damaged, or another version's
+        try:
             if Status.read(home).state != "failed":
                 run = runner.resume(home)
+        except HeldError:
+            raise
+        except SpinupError:  # damaged, or another version's
+            pass
     if run is None:
         shutil.rmtree(home, ignore_errors=True)
         run = runner.prepare(RunConfig(**argument["config"]), home=home)

@@ -1,8 +1,11 @@
 """The layout of a run folder, and how far the run in it has come."""
 
+import os
 import re
 import shutil
-from collections.abc import Iterator
+import sys
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 from spinup_plugins.atomic import write_text
 from spinup_plugins.errors import ConfigError, SpinupError
 
+if sys.platform != "win32":
+    import fcntl
+
 __all__ = [
     "BEST",
     "CHECKPOINT",
@@ -21,6 +27,8 @@ __all__ = [
     "MODEL",
     "STATUS",
     "VECNORMALIZE",
+    "HeldError",
+    "Hold",
     "State",
     "Status",
     "claimed",
@@ -116,6 +124,34 @@ def claimed(parent: Path, algo: str, env: str, *, home: Path | None = None) -> I
             with suppress(OSError):  # another run has moved in
                 path.rmdir()
         raise
+
+
+class HeldError(ConfigError):
+    """Another process is at work in a run folder."""
+
+
+class Hold:
+    """Keeps others out of a run folder until :attr:`release` is called, or the process ends in whatever way.
+
+    It leaves no file behind; where folders cannot be locked (Windows, some networks), it does nothing.
+
+    :param folder: the run folder
+    :raises HeldError: another process, or another run of this one, has it
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.release: Callable[[], object] = lambda: None
+        if sys.platform == "win32":
+            return
+        descriptor = os.open(folder, os.O_RDONLY)
+        self.release = weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise HeldError(f"the run in '{folder}' is still running: wait for it, or end it first") from None
+        except OSError:
+            self.release()
 
 
 def statistics_file(model: Path) -> Path:

@@ -24,7 +24,7 @@ from spinup_plugins.runs.callbacks import Evaluations, load_callback, save_model
 from spinup_plugins.runs.checkpoint import Checkpoint, Checkpoints, read_checkpoint
 from spinup_plugins.runs.config import RunConfig, completed, dump, load, torch_device
 from spinup_plugins.runs.evaluation import Evaluation, derived_seed, evaluate, evaluation_env
-from spinup_plugins.runs.files import CHECKPOINT, CONFIG, EVALUATION, State, Status, claimed, one_line
+from spinup_plugins.runs.files import CHECKPOINT, CONFIG, EVALUATION, Hold, State, Status, claimed, one_line
 
 __all__ = ["Run", "prepare", "resume", "train"]
 
@@ -39,6 +39,7 @@ class Run:
     :param callbacks: those that the configuration names
     :param evaluations: the evaluations during training
     :param checkpoints: those to go on from
+    :param hold: on the folder
     :param evaluation: the evaluation after training; None until then
     :param seconds: wall time of training
     """
@@ -49,6 +50,7 @@ class Run:
     callbacks: list[BaseCallback]
     evaluations: Evaluations
     checkpoints: Checkpoints
+    hold: Hold
     evaluation: Evaluation | None = None
     seconds: float = 0.0
 
@@ -126,6 +128,7 @@ class Run:
             if env is not None:
                 with suppress(EOFError, OSError):  # processes that died do not answer
                     env.close()
+        self.hold.release()
 
 
 def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | None = None, home: Path | None = None) -> Run:
@@ -140,7 +143,7 @@ def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | No
     config = completed(config, command)
     schema.resolve(registry.get_class(config.algo), config.hyperparameters)
     with claimed(Path(folder), config.algo, config.env, home=home) as home:
-        return _build(config, home)
+        return _build(config, home, Hold(home))
 
 
 def resume(home: Path) -> Run:
@@ -150,7 +153,7 @@ def resume(home: Path) -> Run:
     their episodes, and those of ``gym-async`` and ``envpool``, begin new ones, with a warning.
 
     :param home: its run folder
-    :raises ConfigError: it holds no run, the run is finished, or there is no checkpoint
+    :raises ConfigError: it holds no run, the run is finished or still running, or there is no checkpoint
     :raises ModelFileError: the checkpoint is damaged
     """
     if not (home / CONFIG).is_file():
@@ -158,10 +161,15 @@ def resume(home: Path) -> Run:
     config, status = load(home / CONFIG), Status.read(home)
     if status.state == "finished":
         raise ConfigError(f"the run in '{home}' is finished, after {status.timesteps:,} steps: there is nothing to resume")
-    return _build(completed(config, None), home, read_checkpoint(home))
+    hold = Hold(home)  # before the logs are opened anew
+    try:
+        return _build(completed(config, None), home, hold, read_checkpoint(home))
+    except BaseException:
+        hold.release()
+        raise
 
 
-def _build(config: RunConfig, home: Path, checkpoint: Checkpoint | None = None) -> Run:
+def _build(config: RunConfig, home: Path, hold: Hold, checkpoint: Checkpoint | None = None) -> Run:
     """Build environments and model in a run folder, and write what the run is."""
     spec = registry.get_spec(config.algo)
     callbacks = [load_callback(text) for text in config.callbacks]
@@ -216,7 +224,7 @@ def _build(config: RunConfig, home: Path, checkpoint: Checkpoint | None = None) 
         )
         kept = [evaluations, *callbacks]
         checkpoints = Checkpoints(home, every=config.checkpoint_every, callbacks=kept, resumed=checkpoint)
-        run = Run(home, config, model, callbacks, evaluations, checkpoints)
+        run = Run(home, config, model, callbacks, evaluations, checkpoints, hold)
         if checkpoint is None:
             dump(config, home / CONFIG)
             run._note("running")
