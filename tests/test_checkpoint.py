@@ -15,7 +15,9 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.envs import BitFlippingEnv
+from typer.testing import CliRunner
 
+from spinup_plugins.cli import app
 from spinup_plugins.errors import ConfigError, ModelFileError
 from spinup_plugins.runs.bench import bench, grid
 from spinup_plugins.runs.checkpoint import read_checkpoint
@@ -225,6 +227,13 @@ def test_a_killed_run_is_resumed_from_the_command_line(tmp_path: Path) -> None:
     assert " from step " in told.stderr
     whole = tmp_path / "whole" / "ppo" / "CartPole-v1_1"
     assert (cut / "evaluation.json").read_text() == (whole / "evaluation.json").read_text()
+
+
+@pytest.mark.parametrize("option", ["--folder", "--config", "--seed"])
+def test_what_a_run_was_made_with_cannot_be_changed(option: str, tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["train", "--resume", str(tmp_path), option, "1"])
+    assert told.exit_code == 2
+    assert told.stderr == f"error: --resume goes on with a run as it is: {option} does not go with it\n"
 
 
 @pytest.mark.parametrize("vec_env", ["dummy", "gym-async"])

@@ -204,7 +204,9 @@ def command(
             below = [file_layer(config)] if config is not None else []
             run = runner.prepare(compose(*below, Layer(_given(values), option_name)), folder, command=context.obj)
         else:
-            for key, value in _given(values | {"config": config}).items():
+            source = context.get_parameter_source("folder")
+            chosen = folder if source is not None and source.name == "COMMANDLINE" else None
+            for key, value in _given(values | {"config": config, "folder": chosen}).items():
                 if value != {}:
                     raise ConfigError(f"--resume goes on with a run as it is: {option_name((key,))} does not go with it")
             run = runner.resume(resume)
