@@ -1,11 +1,14 @@
 """A run that was interrupted goes on as if it had not been: every number of it is the same."""
 
 import csv
+import io
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from typer.testing import CliRunner
 from spinup_plugins.cli import app
 from spinup_plugins.errors import ConfigError, ModelFileError
 from spinup_plugins.runs.bench import bench, grid
-from spinup_plugins.runs.checkpoint import read_checkpoint
+from spinup_plugins.runs.checkpoint import _Pickler, read_checkpoint
 from spinup_plugins.runs.config import RunConfig
 from spinup_plugins.runs.files import CHECKPOINT, CONFIG, Status
 from spinup_plugins.runs.runner import Run, prepare, resume
@@ -391,6 +394,22 @@ def test_a_checkpoint_leaves_out_what_the_replay_buffer_does_not_hold(tmp_path: 
     assert buffer is not None
     assert buffer.actions.shape == (1_000_000, 1, 1)
     assert buffer.actions[:100].any()
+
+
+def test_a_checkpoint_takes_no_memory_for_what_the_replay_buffer_holds() -> None:
+    buffer = np.ones((100, 100_000), np.float32)
+    buffer[-10:] = 0
+    file = io.BytesIO()
+    _Pickler(file).dump(buffer)
+    assert len(file.getvalue()) < 0.91 * buffer.nbytes
+    assert np.array_equal(pickle.loads(file.getvalue()), buffer)
+    file.seek(0)
+    tracemalloc.start()
+    try:
+        _Pickler(file).dump(buffer)
+        assert tracemalloc.get_traced_memory()[1] < 0.1 * buffer.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def _layer(values: dict[str, Any], hyperparameters: dict[str, Any]) -> Any:

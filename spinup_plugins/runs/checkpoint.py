@@ -208,7 +208,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             filled = np.flatnonzero(obj.reshape(len(obj), -1).view(np.uint8).any(axis=1))
             rows = int(filled[-1]) + 1 if len(filled) else 0
             if rows < len(obj):
-                return _padded, (obj[:rows].copy(), obj.shape)
+                return _padded, (obj[:rows], obj.shape)  # no copy, which may be more than there is memory for
         return super().reducer_override(obj)
 
 
