@@ -163,6 +163,8 @@ def resume(home: Path) -> Run:
         raise ConfigError(f"the run in '{home}' is finished, after {status.timesteps:,} steps: there is nothing to resume")
     hold = Hold(home)  # before the logs are opened anew
     try:
+        for half in home.glob(f".*-{CHECKPOINT}"):  # what a kill left of the next checkpoint
+            half.unlink(missing_ok=True)
         return _build(completed(config, None), home, hold, read_checkpoint(home))
     except BaseException:
         hold.release()
