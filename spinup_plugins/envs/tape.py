@@ -36,7 +36,8 @@ class Episode(NamedTuple):
     :param actions: since then
     :param observation: the newest
     :param rewards: since the reset, as the monitor around it has them; None without one
-    :param books: of that monitor
+    :param drawn: the generator's state now
+    :param books: of the monitor
     """
 
     generator: dict[str, Any] | None
@@ -44,6 +45,7 @@ class Episode(NamedTuple):
     actions: list[Any]
     observation: Any
     rewards: list[float] | None
+    drawn: dict[str, Any] | None
     books: _Books | None
 
 
@@ -51,8 +53,8 @@ class EpisodeTape(gym.Wrapper[Any, Any, Any, Any]):
     """Keeps the actions of the current episode, which say where an environment is when its state cannot be read.
 
     The state of a simulator is out of reach in general, but nearly every environment repeats itself, given the state of its
-    generator, its reset and the actions. Whether one does is seen by its last observation and, where it is
-    monitored, its rewards.
+    generator, its reset and the actions. Whether one does is seen by its last observation, the
+    generator's state and, where it is monitored, its rewards.
 
     :param env: the environment, monitored already where it is to be
     """
@@ -108,6 +110,7 @@ class EpisodeTape(gym.Wrapper[Any, Any, Any, Any]):
             list(self._actions) if whole else [],
             deepcopy(self._observation),
             self._rewards(),
+            _generator(self.unwrapped),
             _read(self.env),
         )
 
@@ -134,7 +137,8 @@ class EpisodeTape(gym.Wrapper[Any, Any, Any, Any]):
             _, _, terminated, truncated, _ = self.step(action)
             if terminated or truncated:
                 return False
-        return _same(self._observation, episode.observation) and _same(self._rewards(), episode.rewards)
+        seen = _same(self._observation, episode.observation) and _same(self._rewards(), episode.rewards)
+        return seen and _generator(self.unwrapped) == episode.drawn
 
     def _rewards(self) -> list[float] | None:
         return list(self.env.rewards) if isinstance(self.env, Monitor) else None

@@ -19,7 +19,7 @@ from spinup_plugins.environments import make_env
 from spinup_plugins.envs.kinds import VecEnvKind
 from spinup_plugins.errors import ConfigError, SpinupError
 from spinup_plugins.runs.config import Layer, RunConfig, completed, compose, load
-from spinup_plugins.runs.files import CHECKPOINT, CONFIG, STATUS, HeldError, Status, file_name, one_line
+from spinup_plugins.runs.files import CHECKPOINT, CONFIG, LOCK, STATUS, HeldError, Status, file_name, one_line
 from spinup_plugins.runs.pool import THREADS, Ended, Job, run_jobs, serve
 from spinup_plugins.runs.results import Result, read_run
 from spinup_plugins.yaml_files import nested
@@ -41,7 +41,7 @@ PROTOCOL: dict[str, Any] = {"eval_every": 10_000, "eval_episodes": 10, "final_ep
 """Spinning Up's way to evaluate, a hundred episodes after training, and one process a run."""
 
 
-_EARLY = ("*.monitor.csv", "progress.csv", "events.out.tfevents.*", f".*-{CONFIG}")
+_EARLY = ("*.monitor.csv", "progress.csv", "events.out.tfevents.*", f".*-{CONFIG}", LOCK)
 """Files that there may be before a run's configuration, whose temporary file is the last."""
 
 

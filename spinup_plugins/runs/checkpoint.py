@@ -11,7 +11,7 @@ import pickle
 import random
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -121,6 +121,8 @@ class Checkpoints(BaseCallback):
         self.due: float = every or inf
         self.rollouts, self.aligned = 0, 1
         self.began = time.perf_counter() - (0.0 if resumed is None else resumed.seconds)
+        self.went_back: Callable[[], None] = lambda: None
+        """Called once everything is as it was."""
 
     @property
     def seconds(self) -> float:
@@ -132,7 +134,6 @@ class Checkpoints(BaseCallback):
         if self.resumed is not None:
             self.due = self._next(self.resumed.num_timesteps)
             _restore(self.model, self.resumed, self.callbacks, self.folder)
-
         if isinstance(self.model, OnPolicyAlgorithm):
             # Its loop counts rollouts from 0 again, and logs after each so many (100 in A2C).
             self.aligned = self.locals.get("log_interval") or 1
@@ -144,10 +145,10 @@ class Checkpoints(BaseCallback):
             # Up to here the rollout has drawn what it had drawn when the checkpoint was made.
             _restore_noise(self.model, self.resumed.noise)
             _set_generators(self.resumed.generators)
-            _restore_callbacks(
-                self.model, self.callbacks, self.resumed.callbacks
-            )  # which have heard of this rollout's start twice
+            # They have heard of this rollout's start twice.
+            _restore_callbacks(self.model, self.callbacks, self.resumed.callbacks)
             self.resumed = None
+            self.went_back()
         if self.model.num_timesteps >= self.due and aligned:
             self.due = self._next(self.model.num_timesteps)
             try:
@@ -286,13 +287,13 @@ def _put_back(thing: Any, attributes: bytes, parts: dict[str, Any]) -> None:
     vars(thing).update(_StateUnpickler(io.BytesIO(attributes), parts).load())
 
 
-def _tree(callback: BaseCallback) -> Iterator[BaseCallback]:
+def _tree(callback: BaseCallback, above: tuple[BaseCallback, ...] = ()) -> Iterator[BaseCallback]:
     """Walk through a callback and those inside it."""
     yield callback
     for name, value in sorted(vars(callback).items()):
         for each in value if isinstance(value, (list, tuple)) else (value,):
-            if name != "parent" and isinstance(each, BaseCallback):
-                yield from _tree(each)
+            if name != "parent" and isinstance(each, BaseCallback) and each not in (callback, *above):
+                yield from _tree(each, (callback, *above))
 
 
 def _wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:

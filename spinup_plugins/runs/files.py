@@ -1,38 +1,34 @@
 """The layout of a run folder, and how far the run in it has come."""
 
-import os
 import re
 import shutil
-import sys
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from spinup_plugins.atomic import write_text
 from spinup_plugins.errors import ConfigError, SpinupError
-
-if sys.platform != "win32":
-    import fcntl
 
 __all__ = [
     "BEST",
     "CHECKPOINT",
     "CONFIG",
     "EVALUATION",
+    "LOCK",
     "MODEL",
     "STATUS",
     "VECNORMALIZE",
     "HeldError",
-    "Hold",
     "State",
     "Status",
     "claimed",
     "file_name",
+    "hold",
     "one_line",
     "statistics_file",
 ]
@@ -44,6 +40,8 @@ EVALUATION = "evaluation.json"
 STATUS = "status.json"
 CHECKPOINT = "checkpoint.pkl"
 """What a run goes on from after it was interrupted; there is none of a finished one."""
+LOCK = ".lock"
+"""Held by the process that is at work in the folder; one that was killed leaves it behind, free."""
 BEST = "best_"
 """Prefix of :data:`MODEL` and :data:`VECNORMALIZE` for the best policy of the evaluations during training."""
 
@@ -130,28 +128,18 @@ class HeldError(ConfigError):
     """Another process is at work in a run folder."""
 
 
-class Hold:
-    """Keeps others out of a run folder until :attr:`release` is called, or the process ends in whatever way.
-
-    It leaves no file behind; where folders cannot be locked (Windows, some networks), it does nothing.
+def hold(folder: Path) -> BaseFileLock:
+    """Keep others out of a run folder until the lock is released, or this process ends in whatever way.
 
     :param folder: the run folder
-    :raises HeldError: another process, or another run of this one, has it
+    :raises HeldError: another process, or another run of this one, is at work in it
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.release: Callable[[], object] = lambda: None
-        if sys.platform == "win32":
-            return
-        descriptor = os.open(folder, os.O_RDONLY)
-        self.release = weakref.finalize(self, os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
-            raise HeldError(f"the run in '{folder}' is still running: wait for it, or end it first") from None
-        except OSError:
-            self.release()
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise HeldError(f"the run in '{folder}' is still running: wait for it, or end it first") from None
+    return lock
 
 
 def statistics_file(model: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from filelock import BaseFileLock
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
@@ -24,7 +25,7 @@ from spinup_plugins.runs.callbacks import Evaluations, load_callback, save_model
 from spinup_plugins.runs.checkpoint import Checkpoint, Checkpoints, read_checkpoint
 from spinup_plugins.runs.config import RunConfig, completed, dump, load, torch_device
 from spinup_plugins.runs.evaluation import Evaluation, derived_seed, evaluate, evaluation_env
-from spinup_plugins.runs.files import CHECKPOINT, CONFIG, EVALUATION, Hold, State, Status, claimed, one_line
+from spinup_plugins.runs.files import CHECKPOINT, CONFIG, EVALUATION, LOCK, State, Status, claimed, hold, one_line
 
 __all__ = ["Run", "prepare", "resume", "train"]
 
@@ -39,7 +40,7 @@ class Run:
     :param callbacks: those that the configuration names
     :param evaluations: the evaluations during training
     :param checkpoints: those to go on from
-    :param hold: on the folder
+    :param lock: on the folder
     :param evaluation: the evaluation after training; None until then
     :param seconds: wall time of training
     """
@@ -50,7 +51,7 @@ class Run:
     callbacks: list[BaseCallback]
     evaluations: Evaluations
     checkpoints: Checkpoints
-    hold: Hold
+    lock: BaseFileLock
     evaluation: Evaluation | None = None
     seconds: float = 0.0
 
@@ -80,7 +81,9 @@ class Run:
         :return: the evaluation after training
         :raises EnvError: an environment broke its contract, or its process died
         """
-        self.evaluations.evaluated = lambda: self._note("running", seconds=self.checkpoints.seconds)
+        self.evaluations.evaluated = self.checkpoints.went_back = lambda: self._note(
+            "running", seconds=self.checkpoints.seconds
+        )
         try:
             with _threads(self.config.threads, self.model):
                 try:
@@ -128,7 +131,8 @@ class Run:
             if env is not None:
                 with suppress(EOFError, OSError):  # processes that died do not answer
                     env.close()
-        self.hold.release()
+        (self.folder / LOCK).unlink(missing_ok=True)
+        self.lock.release()
 
 
 def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | None = None, home: Path | None = None) -> Run:
@@ -143,7 +147,7 @@ def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | No
     config = completed(config, command)
     schema.resolve(registry.get_class(config.algo), config.hyperparameters)
     with claimed(Path(folder), config.algo, config.env, home=home) as home:
-        return _build(config, home, Hold(home))
+        return _build(config, home, hold(home))
 
 
 def resume(home: Path) -> Run:
@@ -161,17 +165,17 @@ def resume(home: Path) -> Run:
     config, status = load(home / CONFIG), Status.read(home)
     if status.state == "finished":
         raise ConfigError(f"the run in '{home}' is finished, after {status.timesteps:,} steps: there is nothing to resume")
-    hold = Hold(home)  # before the logs are opened anew
+    lock = hold(home)  # before the logs are opened anew
     try:
         for half in home.glob(f".*-{CHECKPOINT}"):  # what a kill left of the next checkpoint
             half.unlink(missing_ok=True)
-        return _build(completed(config, None), home, hold, read_checkpoint(home))
+        return _build(completed(config, None), home, lock, read_checkpoint(home))
     except BaseException:
-        hold.release()
+        lock.release()
         raise
 
 
-def _build(config: RunConfig, home: Path, hold: Hold, checkpoint: Checkpoint | None = None) -> Run:
+def _build(config: RunConfig, home: Path, lock: BaseFileLock, checkpoint: Checkpoint | None = None) -> Run:
     """Build environments and model in a run folder, and write what the run is."""
     spec = registry.get_spec(config.algo)
     callbacks = [load_callback(text) for text in config.callbacks]
@@ -226,7 +230,7 @@ def _build(config: RunConfig, home: Path, hold: Hold, checkpoint: Checkpoint | N
         )
         kept = [evaluations, *callbacks]
         checkpoints = Checkpoints(home, every=config.checkpoint_every, callbacks=kept, resumed=checkpoint)
-        run = Run(home, config, model, callbacks, evaluations, checkpoints, hold)
+        run = Run(home, config, model, callbacks, evaluations, checkpoints, lock)
         if checkpoint is None:
             dump(config, home / CONFIG)
             run._note("running")
