@@ -25,7 +25,7 @@ from spinup_plugins.errors import ConfigError, ModelFileError
 from spinup_plugins.runs.bench import bench, grid
 from spinup_plugins.runs.checkpoint import _Pickler, read_checkpoint
 from spinup_plugins.runs.config import RunConfig
-from spinup_plugins.runs.files import CHECKPOINT, CONFIG, Status
+from spinup_plugins.runs.files import CHECKPOINT, CONFIG, LOCK, Status
 from spinup_plugins.runs.runner import Run, prepare, resume
 
 CLOCKS = ("time/fps", "time/time_elapsed", "time/iterations")
@@ -335,6 +335,7 @@ def test_what_cannot_be_resumed_says_why(tmp_path: Path) -> None:
     interrupted(config, tmp_path / "early", 70)
     with pytest.raises(ConfigError, match=r"has no checkpoint\.pkl to resume from$"):
         resume(tmp_path / "early")
+    assert not (tmp_path / "early" / LOCK).exists()
     interrupted(config, tmp_path / "cut", 470)
     content = (tmp_path / "cut" / CHECKPOINT).read_bytes()
     for bad in (content[: len(content) // 2], b"", b"no pickle at all", b"\x80\x04N."):

@@ -29,6 +29,7 @@ __all__ = [
     "claimed",
     "file_name",
     "hold",
+    "let_go",
     "one_line",
     "statistics_file",
 ]
@@ -129,7 +130,7 @@ class HeldError(ConfigError):
 
 
 def hold(folder: Path) -> BaseFileLock:
-    """Keep others out of a run folder until the lock is released, or this process ends in whatever way.
+    """Keep others out of a run folder until :func:`let_go`, or until this process ends in whatever way.
 
     :param folder: the run folder
     :raises HeldError: another process, or another run of this one, is at work in it
@@ -140,6 +141,12 @@ def hold(folder: Path) -> BaseFileLock:
     except Timeout:
         raise HeldError(f"the run in '{folder}' is still running: wait for it, or end it first") from None
     return lock
+
+
+def let_go(lock: BaseFileLock) -> None:
+    """Release a run folder and remove the lock's file."""
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
 
 
 def statistics_file(model: Path) -> Path:

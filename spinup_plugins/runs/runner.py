@@ -25,7 +25,7 @@ from spinup_plugins.runs.callbacks import Evaluations, load_callback, save_model
 from spinup_plugins.runs.checkpoint import Checkpoint, Checkpoints, read_checkpoint
 from spinup_plugins.runs.config import RunConfig, completed, dump, load, torch_device
 from spinup_plugins.runs.evaluation import Evaluation, derived_seed, evaluate, evaluation_env
-from spinup_plugins.runs.files import CHECKPOINT, CONFIG, EVALUATION, LOCK, State, Status, claimed, hold, one_line
+from spinup_plugins.runs.files import CHECKPOINT, CONFIG, EVALUATION, State, Status, claimed, hold, let_go, one_line
 
 __all__ = ["Run", "prepare", "resume", "train"]
 
@@ -131,8 +131,7 @@ class Run:
             if env is not None:
                 with suppress(EOFError, OSError):  # processes that died do not answer
                     env.close()
-        (self.folder / LOCK).unlink(missing_ok=True)
-        self.lock.release()
+        let_go(self.lock)
 
 
 def prepare(config: RunConfig, folder: str | Path = "runs", *, command: str | None = None, home: Path | None = None) -> Run:
@@ -171,7 +170,7 @@ def resume(home: Path) -> Run:
             half.unlink(missing_ok=True)
         return _build(completed(config, None), home, lock, read_checkpoint(home))
     except BaseException:
-        lock.release()
+        let_go(lock)
         raise
 
 
