@@ -238,8 +238,7 @@ def _run(
     aside = Console(stderr=True, highlight=False)
     shown = _open_dashboard(orders.storage, aside) if dashboard else None
     drawn, began = 0.0, time.monotonic()
-    before = slots_of(study.get_trials(deepcopy=False))
-    told = {place for place, slot in enumerate(before) if slot.done}
+    told = {place for place, slot in enumerate(slots_of(study.get_trials(deepcopy=False))) if slot.done}
     try:
         with Live(console=aside, transient=True, auto_refresh=False) as live:
 
@@ -308,16 +307,21 @@ def _tell(
     console: Console, study: "optuna.Study", definition: "Definition", slots: "Sequence[Slot]", until: int, told: set[int]
 ) -> None:
     """Print a line for each trial that is done and not in ``told`` yet: what a log has of the table."""
-    done = {place: slot.trial for place, slot in enumerate(slots) if slot.done}
-    better = max if study.directions[0].name == "MAXIMIZE" else min
+    done = {place: slot for place, slot in enumerate(slots) if slot.done}
     for place in sorted(done.keys() - told):
         told.add(place)
-        trial = done[place]
-        values = [each.values[0] for at, each in done.items() if at in told and each.values]
+        trial = done[place].trial
+        best = _best(study, [slot for at, slot in done.items() if at in told])
         score = f" {definition.objectives[0]} {number(trial.values[0])}," if trial.values else ""
-        best = f", best {number(better(values))}" if values else ""
-        line = f"trial {place}: {trial.state.name.lower()},{score} {len(told)} of {until} done{best}"
-        console.print(line, soft_wrap=True, markup=False)
+        line = f"trial {place}: {trial.state.name.lower()},{score} {len(told)} of {until} done"
+        console.print(line if best is None else f"{line}, best {number(best)}", soft_wrap=True, markup=False)
+
+
+def _best(study: "optuna.Study", slots: "Sequence[Slot]") -> float | None:
+    """The best value of the first objective that trials came to; None where none came to any."""
+    values = [slot.trial.values[0] for slot in slots if slot.trial.values]
+    better = max if study.directions[0].name == "MAXIMIZE" else min
+    return better(values) if values else None
 
 
 def _table(
@@ -326,11 +330,10 @@ def _table(
     """Trials with their state, seeds done, score and time left; what was best so far, and how the confirmation stands."""
     runs = definition.seeds_per_trial * len(definition.envs)
     done = [slot for slot in slots if slot.done]
-    scores = [slot.trial.values[0] for slot in done if slot.trial.values]
-    better = max if study.directions[0].name == "MAXIMIZE" else min
+    best = _best(study, done)
     title = f"{len(done)} of {until} trials, {workers} workers"
-    if scores:
-        title += f", best {definition.objectives[0]} {number(better(scores))}"
+    if best is not None:
+        title += f", best {definition.objectives[0]} {number(best)}"
     if done and len(done) < until:
         title += f", {clock(elapsed / len(done) * (until - len(done)))} left"
     table = Table(title=title, box=None, padding=(0, 2, 0, 0))
