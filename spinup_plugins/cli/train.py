@@ -143,7 +143,8 @@ def command(
         typer.Option(
             metavar="RUN",
             help="Go on with the interrupted run in this folder, from its newest checkpoint, as if it had not been "
-            "interrupted. Only --progress and --debug go with it. Default: none.",
+            "interrupted. Its checkpoint is unpickled: resume only runs you trust. Only --progress and --debug go with it. "
+            "Default: none.",
         ),
     ] = None,
     progress: Annotated[
