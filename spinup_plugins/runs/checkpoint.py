@@ -120,17 +120,18 @@ class Checkpoints(BaseCallback):
         self.folder, self.every, self.callbacks, self.resumed = folder, every, callbacks, resumed
         self.due: float = every or inf
         self.rollouts, self.aligned = 0, 1
-        self.began = time.perf_counter() - (0.0 if resumed is None else resumed.seconds)
+        self.before = 0.0 if resumed is None else resumed.seconds
+        self.began = time.perf_counter()
         self.went_back: Callable[[], None] = lambda: None
         """Called once everything is as it was."""
 
     @property
     def seconds(self) -> float:
         """Wall time of training, that before an interruption included."""
-        return time.perf_counter() - self.began
+        return self.before + time.perf_counter() - self.began
 
     def _on_training_start(self) -> None:
-        self.began = time.perf_counter() - (0.0 if self.resumed is None else self.resumed.seconds)
+        self.began = time.perf_counter()
         if self.resumed is not None:
             self.due = self._next(self.resumed.num_timesteps)
             _restore(self.model, self.resumed, self.callbacks, self.folder)
