@@ -62,6 +62,7 @@ CASES: list[tuple[type, dict[str, Any], set[str]]] = [
     (PPO, {"clip_range_vf": 0.2}, PPO_KEYS | {"train/clip_range_vf"}),
     (PPO, {"actions": spaces.Discrete(2)}, PPO_KEYS - {"train/std"}),
     (TRPO, {}, TRPO_KEYS),
+    (TRPO, {"target_kl": lambda progress: 0.01 * progress}, TRPO_KEYS | {"train/target_kl"}),
     (VPG, {}, VPG_KEYS),
     (DDPG, {}, EPISODES),
     (TD3, {}, EPISODES),
@@ -71,7 +72,7 @@ CASES: list[tuple[type, dict[str, Any], set[str]]] = [
     (TD3, {"q_lr": 1e-3}, EPISODES | {"train/q_lr"}),
     (PPO, {"vf_lr": 1e-3}, PPO_KEYS | {"train/vf_lr"}),
 ]
-OURS_ALONE = {"q_lr", "vf_lr"}
+OURS_ALONE = {"q_lr", "vf_lr", "target_kl"}
 
 
 def logged(cls: type, folder: Path, **kwargs: Any) -> list[dict[str, str]]:

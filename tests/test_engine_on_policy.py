@@ -124,6 +124,7 @@ def test_whole_updates(engine: str, data: st.DataObject) -> None:
     elif cls is TRPO:
         kwargs |= {
             "kl_reduction": draw(st.sampled_from(["sum", "mean"])),
+            "target_kl": draw(st.sampled_from([0.01, lambda p: 0.02 * (p + 0.5)])),
             "sub_sampling_factor": draw(st.integers(1, 2)),
             "cg_max_steps": draw(st.integers(1, 5)),
             "n_critic_updates": draw(st.integers(0, 3)),

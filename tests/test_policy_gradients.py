@@ -8,13 +8,16 @@ import pytest
 import sb3_contrib
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
 )
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import LinearSchedule
 
 from spinup_plugins import PPO, TRPO, VPG
 from spinup_plugins.algorithms import ppo, trpo, vpg
@@ -216,6 +219,31 @@ def test_the_trust_region_holds_for_the_joint_policy() -> None:
     # contrib's region is act_dim times as large
     assert joint_kl_after_one_update(sb3_contrib.TRPO) > 0.04
     assert joint_kl_after_one_update(TRPO, kl_reduction="mean") > 0.04
+
+
+@pytest.mark.parametrize("engine", ["torch", "auto"])
+def test_the_trust_region_follows_its_schedule(engine: str) -> None:
+    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=128, target_kl=LinearSchedule(0.01, 0.0, 1.0), engine=engine, **SMALL)
+    reached = []
+
+    class Reached(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            values = self.logger.name_to_value
+            reached.append((values["train/target_kl"], values["train/kl_divergence_loss"]))
+
+    model.set_logger(configure(None, []))
+    model.logger.dump = lambda step: None
+    model.learn(256, callback=Reached())
+    assert reached[1][0] == 0.005
+    assert 0.0025 < reached[1][1] <= 0.005
+    fixed = TRPO("MlpPolicy", "CartPole-v1", n_steps=128, target_kl=0.005, engine=engine, **SMALL).learn(128)
+    assert fixed.logger.name_to_value["train/kl_divergence_loss"] == reached[1][1]
+    # Nothing is left of it at the end.
+    assert model.logger.name_to_value["train/target_kl"] == 0.0
+    assert model.logger.name_to_value["train/is_line_search_success"] == 0.0
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import Distribution, kl_divergence
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, Schedule
-from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch.nn import Parameter
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
@@ -139,7 +139,7 @@ class TRPO(OnPolicy):
     :param rollout_buffer_kwargs: further arguments of the rollout buffer
     :param normalize_advantage: ``True``: zero mean and unit variance over the rollout; ``"batch"``: with the population's
         deviation, as Spinning Up; ``"minibatch"`` is the same as ``True`` here, the batch being whole; ``False``: not at all
-    :param target_kl: δ in nats
+    :param target_kl: δ in nats, or a schedule of the remaining progress (1 → 0)
     :param sub_sampling_factor: use every n-th step of the rollout for the policy's update
     :param stats_window_size: episodes that reported means are taken over
     :param tensorboard_log: directory of TensorBoard logs, ``None`` for none
@@ -181,7 +181,7 @@ class TRPO(OnPolicy):
         rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         normalize_advantage: AdvantageNorm = True,
-        target_kl: float = 0.01,
+        target_kl: float | Schedule = 0.01,
         sub_sampling_factor: int = 1,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -259,6 +259,7 @@ class TRPO(OnPolicy):
         self._warn_if_constant()
         self.policy.set_training_mode(True)
         vf_lr, _ = self._learning_rates()
+        target_kl: float = FloatSchedule(self.target_kl)(self._current_progress_remaining)
         bound = self._tier().bound
         if bound is None:
             region: TrustRegion | engine.TrustRegion = TrustRegion(self)
@@ -267,7 +268,7 @@ class TRPO(OnPolicy):
             rollout = flattened(self.rollout_buffer, bound.observations)
             region = self._on_engine(bound, rollout)
 
-        objective, kl, accepted = self._step_policy(region)
+        objective, kl, accepted = self._step_policy(region, target_kl)
         value_losses: list[Any] = []
         for _ in range(self.n_critic_updates):
             if bound is not None:
@@ -288,6 +289,8 @@ class TRPO(OnPolicy):
             self.logger.record("train/value_loss", mean(value_losses))
         self.logger.record("train/kl_divergence_loss", kl)
         self.logger.record("train/is_line_search_success", float(accepted))
+        if callable(self.target_kl):
+            self.logger.record("train/target_kl", target_kl)
         self._record_policy(explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()))
 
     def _value_loss(self, batch: RolloutBufferSamples) -> th.Tensor:
@@ -303,10 +306,11 @@ class TRPO(OnPolicy):
             rows = rows._replace(advantages=policy_gradient.normalized(rows.advantages))
         return engine.TrustRegion(networks, rows, self.kl_reduction == "mean")
 
-    def _step_policy(self, region: Any) -> tuple[float, float, bool]:
+    def _step_policy(self, region: Any, target_kl: float) -> tuple[float, float, bool]:
         """Move the actor by (5) or leave it where it was.
 
         :param region: :class:`TrustRegion`, or the engine's
+        :param target_kl: δ in nats
         :return: the surrogate (1) and divergence (2) reached, and whether the step was taken
         """
 
@@ -321,10 +325,10 @@ class TRPO(OnPolicy):
         if not curvature > 0.0:  # a zero gradient has no direction
             return region.objective, 0.0, False
 
-        step = math.sqrt(2.0 * self.target_kl / curvature) * direction
+        step = math.sqrt(2.0 * target_kl / curvature) * direction
         for j in range(1 if self.natural_gradient else self.line_search_max_iter):
             objective, kl = region.evaluate(region.parameters + self.line_search_shrinking_factor**j * step)  # eq. (5)
-            if self.natural_gradient or (kl < self.target_kl and objective > region.objective):
+            if self.natural_gradient or (kl < target_kl and objective > region.objective):
                 return objective, kl, True
         region.restore()
         return region.objective, 0.0, False
