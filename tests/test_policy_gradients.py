@@ -246,6 +246,12 @@ def test_the_trust_region_follows_its_schedule(engine: str) -> None:
     assert model.logger.name_to_value["train/is_line_search_success"] == 0.0
 
 
+def test_a_schedule_below_zero_is_refused() -> None:
+    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=128, target_kl=lambda progress: progress - 1, **SMALL)
+    with pytest.raises(ConfigError, match=r"target_kl's schedule gives -0\.5; it must be at least 0"):
+        model.learn(256)
+
+
 @pytest.mark.parametrize(
     "kwargs",
     # No step is small enough, in torch's rounding of the divergence; none is tried.

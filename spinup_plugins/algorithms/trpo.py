@@ -36,6 +36,7 @@ from spinup_plugins.engine import actor_critic as engine
 from spinup_plugins.engine import policy_gradient
 from spinup_plugins.engine.actor_critic import ActorCritic, Rollout, flattened
 from spinup_plugins.engine.tiers import EngineName
+from spinup_plugins.errors import ConfigError
 
 __all__ = ["SPINNING_UP", "TRPO", "conjugate_gradient", "mean_kl", "surrogate"]
 
@@ -260,6 +261,8 @@ class TRPO(OnPolicy):
         self.policy.set_training_mode(True)
         vf_lr, _ = self._learning_rates()
         target_kl: float = FloatSchedule(self.target_kl)(self._current_progress_remaining)
+        if target_kl < 0.0:
+            raise ConfigError(f"TRPO: target_kl's schedule gives {target_kl:g}; it must be at least 0")
         bound = self._tier().bound
         if bound is None:
             region: TrustRegion | engine.TrustRegion = TrustRegion(self)
