@@ -260,6 +260,7 @@ class TRPO(OnPolicy):
         self._warn_if_constant()
         self.policy.set_training_mode(True)
         vf_lr, _ = self._learning_rates()
+        # A number stays one in the zip, where contrib reads it.
         target_kl: float = FloatSchedule(self.target_kl)(self._current_progress_remaining)
         if target_kl < 0.0:
             raise ConfigError(f"TRPO: target_kl's schedule gives {target_kl:g}; it must be at least 0")
