@@ -947,6 +947,7 @@ class Results:
 
         :param pictures: paths of plots to show, as seen from the file
         """
+        how = ["Tables against n_envs, width or batch size: `spinup speed ALGO ENV --sweep ...`."] if self.points else []
         text = [
             "# Speed",
             "",
@@ -954,6 +955,7 @@ class Results:
             "learn in turns in one process. A ratio is the peer's time per environment step to ours, the median over",
             "rounds with the least and the most; *limit* is the ratio that the environment and the bare matrix products",
             "alone would leave.",
+            *how,
             "",
             *(f"* {key}: {value}" for key, value in self.machine.items()),
             "",
