@@ -5,6 +5,7 @@ from difflib import get_close_matches
 
 __all__ = [
     "ConfigError",
+    "DivergedError",
     "EnvError",
     "ModelFileError",
     "ModelFileMissingError",
@@ -30,6 +31,10 @@ class ConfigError(SpinupError, ValueError):
 
 class EnvError(SpinupError, ValueError):
     """An environment broke Gymnasium's contract: a NaN, a wrong shape."""
+
+
+class DivergedError(SpinupError, ValueError):
+    """Training has made the networks' parameters NaN or infinite."""
 
 
 class WorkerTraceback(Exception):  # noqa: N818  # not an error of its own

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -20,10 +21,11 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from tiers import TIERS
 from twins import BOX, OFF_POLICY, ON_POLICY, PEERS, SIX, SOME, VECTOR, build, gap, learnt, toy
 
 from spinup_plugins import DDPG, PPO, SAC, TD3, TRPO, VPG
-from spinup_plugins.errors import ConfigError, EnvError, ModelFileError, UnknownNameError
+from spinup_plugins.errors import ConfigError, DivergedError, EnvError, ModelFileError, UnknownNameError
 from spinup_plugins.testing import ToyEnv
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
@@ -560,11 +562,25 @@ def test_the_same_file_still_loads_after_all_that(cls: type, zips: dict[type, by
         (DDPG, {"action_noise": -0.1}, "at least 0"),
         (SAC, {"tau": 1.5}, "between 0 and 1"),
         (SAC, {"batch_size": 0}, "at least 1"),
+        (SAC, {"critic_loss_coef": -1}, "at least 0"),
+        (SAC, {"gradient_steps": -7}, "at least -1"),
+        (SAC, {"q_lr": -1e-3}, "at least 0"),
+        (SAC, {"target_entropy": float("nan")}, "a number"),
+        (PPO, {"batch_size": 0, "normalize_advantage": "batch"}, "at least 1"),
+        (PPO, {"clip_range": -0.2}, "at least 0"),
+        (PPO, {"ent_coef": float("nan")}, "a number"),
+        (PPO, {"gamma": np.float32(1.5)}, "between 0 and 1"),
+        (PPO, {"n_steps": 64.0}, "a whole number, an int"),
+        (PPO, {"vf_coef": -0.5}, "at least 0"),
+        (PPO, {"vf_lr": -1e-3}, "at least 0"),
+        (TRPO, {"batch_size": 0}, "at least 1"),
+        (TRPO, {"line_search_shrinking_factor": 2.0}, "more than 0 and less than 1"),
+        (VPG, {"batch_size": 0}, "at least 1"),
     ],
     ids=str,
 )
 def test_numbers_out_of_range(cls: type, kwargs: dict[str, Any], limits: str) -> None:
-    ((key, value),) = kwargs.items()
+    key, value = next(iter(kwargs.items()))
     with pytest.raises(ConfigError) as caught:
         build(cls, **kwargs)
     assert one_line(caught.value) == f"{cls.__name__}: {key}={value!r} must be {limits}"
@@ -580,3 +596,83 @@ def test_temperatures_that_are_no_numbers(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         build(SAC, **kwargs)
     assert f"{key}={value!r}" in one_line(caught.value)
+
+
+@pytest.mark.parametrize("ent_coef", [-1.0, "auto_-1", "auto_inf"])
+def test_temperatures_below_zero(ent_coef: str | float) -> None:
+    with pytest.raises(ConfigError, match="must be at least 0") as caught:
+        build(SAC, ent_coef=ent_coef)
+    assert f"ent_coef={ent_coef!r}" in one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "key"),
+    [
+        *((cls, "vf_lr") for cls in (VPG, PPO)),
+        *((cls, "q_lr") for cls in OFF_POLICY),
+        *((cls, "learning_rate") for cls in SIX),
+        (PPO, "clip_range"),
+        (PPO, "clip_range_vf"),
+        (TRPO, "target_kl"),
+    ],
+)
+def test_schedules_that_fall_below_zero(cls: type, key: str) -> None:
+    """From 0.1 to -0.1: the constructor cannot know."""
+    model = build(cls, **{key: lambda progress: 0.1 if progress > 0.99 else -0.1})
+    with pytest.raises(ConfigError, match=f"{cls.__name__}: {key}'s schedule gives -0.1 at timestep") as caught:
+        model.learn(200)
+    assert one_line(caught.value).endswith("it must be at least 0")
+
+
+# --- training that comes to nothing ----------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # NumPy's, on the way there
+@pytest.mark.parametrize("engine", TIERS)
+@pytest.mark.parametrize("cls", SIX)
+def test_divergence_is_no_fault_of_the_environment(cls: type, engine: str) -> None:
+    model = build(cls, engine=engine, learning_rate=1e30)
+    with pytest.raises(
+        DivergedError, match=f"{cls.__name__}: .* after .* updates, at timestep .*: training has diverged"
+    ) as caught:
+        model.learn(480)
+    assert re.search("NaN or infinite|distribution is none", one_line(caught.value))
+
+
+@pytest.mark.parametrize("cls", SIX)
+def test_so_it_is_where_a_network_was_broken_before(cls: type) -> None:
+    class Echoing(ToyEnv):
+        """Returns the action as its reward."""
+
+        def step(self, action: Any) -> Any:
+            observation, _, *rest = super().step(np.nan_to_num(action))
+            return observation, float(np.sum(action)), *rest
+
+    model = build(cls, Echoing(VECTOR, BOX), **({"learning_starts": 0} if cls in OFF_POLICY else {}))
+    with th.no_grad():
+        for p in model.policy.parameters():
+            p.fill_(float("nan"))
+    with pytest.raises(DivergedError, match=f"{cls.__name__}: the policy's parameters are NaN or infinite after 0 updates"):
+        model.learn(48)
+
+
+# --- observations that their space does not know ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", TIERS)
+@pytest.mark.parametrize(
+    ("space", "value"),
+    [
+        (spaces.MultiDiscrete([3, 4]), [5, 0]),
+        (spaces.MultiDiscrete([3, 4]), [0, -1]),
+        (spaces.Discrete(5), [-1]),
+        (spaces.Discrete(5), [5]),
+    ],
+    ids=str,
+)
+def test_whole_numbers_outside_their_space(space: spaces.Space[Any], value: list[int], engine: str) -> None:
+    model = build(PPO, ToyEnv(space, BOX), engine=engine)
+    wrong = np.array(value, dtype=np.int64).reshape(1, *space.shape)
+    with pytest.raises((EnvError, RuntimeError)) as caught:  # torch's one_hot says it in its own words
+        model.predict(wrong)
+    assert engine == "torch" or one_line(caught.value) == f"observation {value} is outside its space {space}"

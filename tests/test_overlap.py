@@ -1,5 +1,6 @@
 """Gradient steps while the environments step: in which order, from which data, and where that cannot be."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -70,6 +71,15 @@ def test_with_nothing_to_train_it_makes_no_difference() -> None:
     for name in ("observations", "actions", "rewards"):
         first, second = (getattr(model.replay_buffer, name)[:30] for model in models)
         assert np.array_equal(first, second)
+
+
+def test_a_run_goes_on_without_its_buffer(tmp_path: Path) -> None:
+    kwargs: dict[str, Any] = {"learning_starts": 20, "batch_size": 8, "overlap": True}
+    SAC("MlpPolicy", "Pendulum-v1", **kwargs).learn(30).save(tmp_path / "model.zip")
+    model = SAC.load(tmp_path / "model.zip", env=gym.make("Pendulum-v1"))
+    updates = model._n_updates
+    model.learn(10, reset_num_timesteps=False)
+    assert (model.num_timesteps, model._n_updates) == (40, updates + 9)  # nothing to learn from in the first step
 
 
 def test_where_it_cannot_be() -> None:

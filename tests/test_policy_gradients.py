@@ -1,5 +1,6 @@
 """VPG's Φ_t, TRPO's trust region and PPO's clipping, by hand and by their defining properties."""
 
+from pathlib import Path
 from typing import Any, get_args
 
 import gymnasium as gym
@@ -86,6 +87,14 @@ def test_truncation_bootstraps_in_the_infinite_horizon_and_ends_the_finite_one()
     assert finite.rollout_buffer.advantages.flatten().tolist() == [3.0, 2.0]
     terminal = rollout(Scripted(2, truncated=False), 2, gamma=0.5, phi="reward_to_go")
     assert terminal.rollout_buffer.advantages.flatten().tolist() == [2.0, 2.0]
+
+
+def test_gamma_is_kept_for_another_horizon(tmp_path: Path) -> None:
+    finite = VPG("MlpPolicy", Scripted(2, truncated=True), gamma=0.5, horizon="finite", n_steps=2, **SMALL)
+    finite.save(tmp_path / "model.zip")
+    assert finite.rollout_buffer.gamma == 1.0
+    model = VPG.load(tmp_path / "model.zip", env=Scripted(2, truncated=True), horizon="infinite")
+    assert (model.gamma, model.rollout_buffer.gamma) == (0.5, 0.5)
 
 
 def test_value_targets() -> None:
@@ -248,7 +257,7 @@ def test_the_trust_region_follows_its_schedule(engine: str) -> None:
 
 def test_a_schedule_below_zero_is_refused() -> None:
     model = TRPO("MlpPolicy", "CartPole-v1", n_steps=128, target_kl=lambda progress: progress - 1, **SMALL)
-    with pytest.raises(ConfigError, match=r"target_kl's schedule gives -0\.5; it must be at least 0"):
+    with pytest.raises(ConfigError, match=r"target_kl's schedule gives -0\.5 at timestep 128; it must be at least 0"):
         model.learn(256)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from math import inf
+from numbers import Integral, Real
 from textwrap import shorten
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -20,14 +21,14 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import NatureCNN
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule, TensorDict
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from torch.utils._pytree import tree_map_only
 
 from spinup_plugins.algorithms.compilation import check_arguments, compiled, picklable
 from spinup_plugins.atomic import replacing
 from spinup_plugins.engine import numpy_ops
-from spinup_plugins.engine.networks import Unsupported
+from spinup_plugins.engine.networks import Unsupported, in_torch_order, optimizers
 from spinup_plugins.engine.replay import RESET_STEP
 from spinup_plugins.engine.threads import computing_threads, widest_layer
 from spinup_plugins.engine.tiers import Bound, EngineName, Tier, choose, native
@@ -35,6 +36,7 @@ from spinup_plugins.envs.convert import AnyEnv, as_vec_env
 from spinup_plugins.envs.gymnasium_vec import GymnasiumVecEnv
 from spinup_plugins.errors import (
     ConfigError,
+    DivergedError,
     EnvError,
     ModelFileError,
     ModelFileMissingError,
@@ -61,8 +63,16 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("cg_max_steps", "sub_sampling_factor", "target_update_interval"), (1, inf)),
     **dict.fromkeys(("train_v_iters", "n_critic_updates", "line_search_max_iter", "update_after"), (0, inf)),
     "n_threads": (1, inf),
+    "gradient_steps": (-1, inf),
     **dict.fromkeys(("target_kl", "cg_damping", "cg_init_std", "cg_residual_tol", "max_grad_norm"), (0, inf)),
     **dict.fromkeys(("action_noise", "target_policy_noise", "target_noise_clip"), (0, inf)),
+    **dict.fromkeys(("learning_rate", "vf_lr", "q_lr", "clip_range", "vf_coef", "critic_loss_coef"), (0, inf)),
+    **dict.fromkeys(("ent_coef", "target_entropy"), (-inf, inf)),
+}
+
+#: those of them that count something
+COUNTS = {name for name, (low, _) in RANGES.items() if low == 1} | {
+    *("train_v_iters", "n_critic_updates", "line_search_max_iter", "update_after", "gradient_steps"),
 }
 
 #: tiers that a process has told of
@@ -185,18 +195,31 @@ class DropIn(BaseAlgorithm):
         """Why the model is on no faster tier than it is; empty on the fastest."""
         return self._tier().reason
 
-    def _tier(self) -> Tier:
-        """Return the tier, chosen anew when the policy or where its parameters are has changed."""
+    def _tier(self, *, acting: bool = False) -> Tier:
+        """Return the tier, chosen anew when the policy or where its parameters are has changed.
+
+        :param acting: look only at what ``predict`` depends on, in a third of the time
+        """
         chosen: tuple[Tier, Any] | None = self.__dict__.get("_chosen_tier")
         policy = getattr(self, "policy", None)
-        if chosen is None or chosen[1] is not policy or (chosen[0].bound is not None and not chosen[0].bound.held):
+        bound: Any = None if chosen is None else chosen[0].bound
+        same = bound is None or (bound.acting if acting else bound.wiring).unchanged
+        if chosen is None or chosen[1] is not policy or not same:
             request = self.__dict__.get("engine", "auto")
             tier = Tier("torch", "no policy yet", None)
-            if policy is not None:
-                tier = choose(request, self._bind_own, widest=widest_layer(policy))
+            try:
+                if policy is not None:
+                    tier = choose(request, self._bind_own, widest=widest_layer(policy))
+            finally:
+                if policy is not None and tier.bound is None:
+                    in_torch_order(policy)
             chosen = (tier, policy)
             self.__dict__["_chosen_tier"] = chosen
         return chosen[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies choose anew: they have other parameters.
+        return {key: value for key, value in self.__dict__.items() if key != "_chosen_tier"}
 
     #: methods that the engine stands in for; where a subclass has its own, torch runs them
     _replaced: ClassVar[tuple[str, ...]] = ()
@@ -223,11 +246,11 @@ class DropIn(BaseAlgorithm):
         Only Stable-Baselines3's own network, for what follows in another could depend on the order.
         """
         modules = list(self.policy.modules()) if self.device.type == "cpu" else []
-        owners: list[Any] = [m for m in modules if isinstance(getattr(m, "optimizer", None), th.optim.Optimizer)]
+        states: list[Any] = [optimizer.state for optimizer in optimizers(self.policy)]
         for extractor in [m for m in modules if type(m) is NatureCNN]:
             for kernel in [m.weight for m in extractor.cnn if isinstance(m, th.nn.Conv2d)]:
                 kernel.data = kernel.data.contiguous(memory_format=th.channels_last)
-                for state in [each.optimizer.state[kernel] for each in owners if kernel in each.optimizer.state]:
+                for state in [each[kernel] for each in states if kernel in each]:
                     for name, value in state.items():
                         if isinstance(value, th.Tensor) and value.shape == kernel.shape:
                             state[name] = value.contiguous(memory_format=th.channels_last)
@@ -258,7 +281,7 @@ class DropIn(BaseAlgorithm):
         :param deterministic: the most likely actions rather than drawn ones
         :return: actions within the action space's bounds, and ``state``
         """
-        bound = self._tier().bound
+        bound = self._tier(acting=True).bound
         actions = None if bound is None else bound.predict(observation, deterministic)
         if actions is None:
             return super().predict(observation, state, episode_start, deterministic)
@@ -269,14 +292,42 @@ class DropIn(BaseAlgorithm):
         return [*super()._excluded_save_params(), "_chosen_tier", *lost]
 
     def _check_ranges(self) -> None:
-        """Raise :class:`ConfigError` for a number that cannot be meant, or arguments that ``torch.compile`` has not."""
+        """Raise :class:`ConfigError` for a number that cannot be meant, no such tier, or arguments that compiling has not."""
+        choice("engine", self.__dict__.get("engine", "auto"), EngineName)
         if isinstance(self.compile, dict):
             check_arguments(type(self).__name__, self.compile)
         for name, (low, high) in RANGES.items():
-            value = getattr(self, name, None)
-            if isinstance(value, (int, float)) and not low <= value <= high:
+            value: Any = getattr(self, name, None)
+            number = isinstance(value, Real)
+            if number and name in COUNTS and not isinstance(value, Integral):
+                raise ConfigError(f"{type(self).__name__}: {name}={value!r} must be a whole number, an int")
+            if number and not low <= value <= high:
                 limits = f"at least {low}" if high == inf else f"between {low} and {high}"
-                raise ConfigError(f"{type(self).__name__}: {name}={value!r} must be {limits}")
+                raise ConfigError(f"{type(self).__name__}: {name}={value!r} must be {'a number' if low == -inf else limits}")
+
+    def _scheduled(self, name: str, schedule: Schedule) -> float:
+        """Return what a schedule gives now; :class:`ConfigError` for less than nothing."""
+        value = float(schedule(self._current_progress_remaining))
+        if not 0.0 <= value < inf:
+            raise ConfigError(
+                f"{type(self).__name__}: {name}'s schedule gives {value:g} at timestep {self.num_timesteps};"
+                " it must be at least 0"
+            )
+        return value
+
+    def _diverged(self, what: str) -> DivergedError:
+        """What to raise where training has come to NaN or infinity."""
+        return DivergedError(
+            f"{type(self).__name__}: {what} after {self._n_updates} updates, at timestep {self.num_timesteps}:"
+            " training has diverged (try a smaller learning_rate, or smaller rewards)"
+        )
+
+    def _parameters_finite(self) -> bool:
+        bound = self._tier().bound
+        if bound is not None:
+            return all(finite(memory.array) for memory in bound.memories)
+        sums = [p.detach().sum() for p in self.policy.parameters()]
+        return not sums or bool(th.isfinite(th.stack(sums)).all())
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:
@@ -501,6 +552,8 @@ class DropIn(BaseAlgorithm):
                 suspicious = not np.isfinite(values.sum())
             if suspicious:
                 rows = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+                if len(rows) and not self._parameters_finite():  # whose actions have made it so
+                    raise self._diverged("the policy's parameters are NaN or infinite")
                 if len(rows):
                     raise EnvError(
                         f"{_env_name(self.env, first + int(rows[0]))} returned NaN or infinity in its {part}"
@@ -516,7 +569,10 @@ class DropIn(BaseAlgorithm):
 
     @contextmanager
     def _named_faults(self) -> Iterator[None]:
-        """Say when, in which environment and space a vec-env could not store an observation, or lost a process."""
+        """Say when, in which environment and space a vec-env could not store an observation, or lost a process.
+
+        Likewise say that training has diverged where a distribution could not be made.
+        """
         try:
             yield
         except EnvError as error:
@@ -538,6 +594,8 @@ class DropIn(BaseAlgorithm):
                         f"{_env_name(self.env, frame.f_locals.get('env_idx'))} returned an observation that does not"
                         f" fit its space {self.observation_space} at timestep {self.num_timesteps} ({error})"
                     ) from error
+            if type(error) is ValueError and str(error).startswith("Expected parameter "):  # torch.distributions'
+                raise self._diverged("the policy's distribution is none") from error
             raise
 
 

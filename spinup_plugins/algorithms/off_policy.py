@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from math import isfinite
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -213,9 +214,10 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
 
     def _update_learning_rates(self, others: Iterable[th.optim.Optimizer] = ()) -> None:
         """Set actor's and critic's current learning rates, and those of ``others`` like the actor's; log them."""
+        self._scheduled("learning_rate", self.lr_schedule)
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer, *others])  # type: ignore[list-item]
         if self.q_lr is not None:
-            q_lr = self.q_lr_schedule(self._current_progress_remaining)
+            q_lr = self._scheduled("q_lr", self.q_lr_schedule)
             update_learning_rate(self.critic.optimizer, q_lr)
             self.logger.record("train/q_lr", q_lr)
 
@@ -264,11 +266,15 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         )
 
     def _record_means(self, metrics: dict[str, list[Any]]) -> None:
-        """Log the mean over gradient steps of tensors or numbers, and how many steps were taken."""
+        """Log the mean over gradient steps of tensors or numbers, which they must be, and how many steps were taken."""
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for key, values in metrics.items():
-            if values:
-                self.logger.record(f"train/{key}", mean(values))
+            if not values:
+                continue
+            average = mean(values)
+            if not isfinite(average):
+                raise self._diverged(f"train/{key} is NaN or infinite")
+            self.logger.record(f"train/{key}", average)
 
     def _store_transition(
         self,
@@ -304,6 +310,7 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
         :param progress_bar: show Stable-Baselines3's progress bar
         :return: the model itself
         :raises EnvError: when the environment returns a NaN, an infinity or a wrong shape
+        :raises DivergedError: when an update makes NaN or infinity of the networks
         """
         with self._named_faults(), self._threads(self.batch_size):
             tb_log_name = self._log_name() if tb_log_name is None else tb_log_name
@@ -425,6 +432,9 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
 
     def _may_train(self) -> bool:
         """Whether enough steps are collected: more than ``learning_starts`` (SB3), or ``update_after`` where it is set."""
+        assert self.replay_buffer is not None, "set by _setup_model"
+        if not self.replay_buffer.size():  # with ``overlap``, before the first step of a run that goes on without its buffer
+            return False
         if self.update_after is None:
             return self.num_timesteps > self.learning_starts
         return self.num_timesteps >= self.update_after

@@ -154,6 +154,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         :param progress_bar: show Stable-Baselines3's progress bar
         :return: the model itself
         :raises EnvError: when the environment returns a NaN, an infinity or a wrong shape
+        :raises DivergedError: when an update makes NaN or infinity of the networks
         """
         rows = self.n_steps * self.n_envs
         with self._named_faults(), self._threads(min(getattr(self, "batch_size", None) or rows, rows)):
@@ -239,6 +240,11 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
+    @property
+    def _discount(self) -> float:
+        """γ."""
+        return self.gamma
+
     def _values(self, observations: Any) -> th.Tensor:
         """V(s) of (N, …) observations, (N, 1)."""
         bound = self._tier().bound
@@ -269,7 +275,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
                     final_obs = self.policy.obs_to_tensor(info["terminal_observation"])[0]
                     with th.no_grad():
                         value = self.policy.predict_values(final_obs)
-                rewards[index] += (self.gamma * value[0]).item()
+                rewards[index] += (self._discount * value[0]).item()
 
     def _compute_targets(self, rollout_buffer: RolloutBuffer, last_values: th.Tensor, dones: Any) -> None:
         """Fill ``advantages`` (GAE-λ) and ``returns`` (what V regresses on), both un-normalised, (T, N)."""
@@ -277,7 +283,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
             rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
         else:
             rollout_buffer.advantages = self._gae(
-                rollout_buffer, rollout_buffer.values, last_values, dones, self.gamma, self.gae_lambda
+                rollout_buffer, rollout_buffer.values, last_values, dones, self._discount, self.gae_lambda
             )
             rollout_buffer.returns = rollout_buffer.advantages + rollout_buffer.values
         if self.value_target == "rewards_to_go":
@@ -301,7 +307,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
 
     def _rewards_to_go(self, buffer: RolloutBuffer, last_values: th.Tensor, dones: Any) -> functional.Array:
         """Discounted rewards-to-go, (T, N): GAE with λ = 1 over a value function that is zero within the rollout."""
-        return self._gae(buffer, np.zeros_like(buffer.values), last_values, dones, self.gamma, 1.0)
+        return self._gae(buffer, np.zeros_like(buffer.values), last_values, dones, self._discount, 1.0)
 
     def _minibatches(self, batch_size: int | None) -> Iterator[RolloutBufferSamples]:
         """Walk through the rollout in a random order, ``batch_size`` steps at a time, or all at once."""
@@ -316,11 +322,10 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
 
     def _learning_rates(self) -> tuple[float, float]:
         """Return the policy's and the value function's current learning rates, and log them."""
-        progress = self._current_progress_remaining
-        pi_lr = vf_lr = self.lr_schedule(progress)
+        pi_lr = vf_lr = self._scheduled("learning_rate", self.lr_schedule)
         self.logger.record("train/learning_rate", pi_lr)
         if self.vf_lr_schedule is not None:
-            vf_lr = self.vf_lr_schedule(progress)
+            vf_lr = self._scheduled("vf_lr", self.vf_lr_schedule)
             self.logger.record("train/vf_lr", vf_lr)
         return pi_lr, vf_lr
 
@@ -358,6 +363,7 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
         """Refuse rollouts of one step under normalisation, warn of truncated minibatches, in Stable-Baselines3's words."""
         if self.env is None:
             return
+        self._check_ranges()
         buffer_size = self.env.num_envs * self.n_steps
         info = f"n_steps={self.n_steps} and n_envs={self.env.num_envs}"
         assert buffer_size > 1 or not normalize_advantage, f"`n_steps * n_envs` must be greater than 1. Currently {info}"
@@ -383,7 +389,9 @@ class OnPolicy(DropIn, OnPolicyAlgorithm):
             )
 
     def _record_policy(self, explained_variance: float) -> None:
-        """Log what every on-policy algorithm logs after an update."""
+        """Log what every on-policy algorithm logs after an update, and see that the parameters still are numbers."""
+        if not self._parameters_finite():
+            raise self._diverged("the policy's parameters are NaN or infinite")
         self.logger.record("train/explained_variance", explained_variance)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())

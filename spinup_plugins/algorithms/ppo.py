@@ -211,7 +211,6 @@ class PPO(OnPolicy):
             n_threads=n_threads,
             compile=compile,
         )
-        self._check_batches(batch_size, normalize_advantage)
         self.batch_size = batch_size
         self.n_epochs = n_epochs
         self.clip_range = clip_range
@@ -220,6 +219,7 @@ class PPO(OnPolicy):
         self.target_kl = target_kl
         self.train_v_iters = train_v_iters
         self.kl_estimator = kl_estimator
+        self._check_batches(batch_size, normalize_advantage)
 
         if _init_setup_model:
             self._setup_model()
@@ -246,9 +246,9 @@ class PPO(OnPolicy):
         self._warn_if_constant()
         self.policy.set_training_mode(True)
         pi_lr, vf_lr = self._learning_rates()
-        progress = self._current_progress_remaining
-        clip_range: float = self.clip_range(progress)  # type: ignore[operator]
-        clip_range_vf: float | None = None if self.clip_range_vf is None else self.clip_range_vf(progress)  # type: ignore[operator]
+        clip_range, clip_range_vf = self._scheduled("clip_range", self.clip_range), None  # type: ignore[arg-type]
+        if self.clip_range_vf is not None:
+            clip_range_vf = self._scheduled("clip_range_vf", self.clip_range_vf)  # type: ignore[arg-type]
         separate = self.train_v_iters is not None
         bound = self._tier().bound
         fast = None if bound is None else self._on_engine(bound, clip_range, clip_range_vf, (pi_lr, vf_lr))

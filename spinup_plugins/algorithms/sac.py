@@ -12,6 +12,7 @@ a = tanh(μ_θ(s) + σ_θ(s) ε), reparameterised by ε ~ N(0, 1). Per gradient 
 The paper's (1) has α where common practice, SB3's and ours, has log α: the same sign of gradient, never a negative α.
 """
 
+from math import inf
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -231,6 +232,8 @@ class SAC(OffPolicy):
                 f"SAC: ent_coef={self.ent_coef!r} must be a number, 'auto' or 'auto_<initial value>',"
                 f" target_entropy={self.target_entropy!r} a number or 'auto'"
             ) from None
+        if not 0.0 <= ent_coef < inf:
+            raise ConfigError(f"SAC: ent_coef={self.ent_coef!r} must be at least 0")
         if isinstance(self.ent_coef, str) and self.ent_coef.startswith("auto"):
             assert ent_coef > 0.0, "The initial value of ent_coef must be greater than 0"
             self.log_ent_coef = th.log(th.full((1,), ent_coef, device=self.device)).requires_grad_(True)

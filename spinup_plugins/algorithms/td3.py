@@ -14,6 +14,7 @@ and every ``policy_delay`` steps:
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
@@ -199,6 +200,7 @@ class TD3(OffPolicy):
         else:
             networks.begin()
             unit = self._noise_unit()
+        unit = unit if np.ndim(unit) == 0 else unit.reshape(-1)  # as minibatches' actions are
         scale, clip = self.target_policy_noise / unit, self.target_noise_clip / unit
         critic_losses: list[Any] = []
         actor_losses: list[Any] = []

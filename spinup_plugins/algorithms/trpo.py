@@ -228,7 +228,6 @@ class TRPO(OnPolicy):
             n_threads=n_threads,
             compile=compile,
         )
-        self._check_rollout_size(batch_size, bool(normalize_advantage))
         self.batch_size = batch_size
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
@@ -242,6 +241,7 @@ class TRPO(OnPolicy):
         self.natural_gradient = natural_gradient
         self.cg_init_std = cg_init_std
         self.cg_residual_tol = cg_residual_tol
+        self._check_rollout_size(batch_size, bool(normalize_advantage))
 
         if _init_setup_model:
             self._setup_model()
@@ -253,6 +253,10 @@ class TRPO(OnPolicy):
     def _setup_model(self) -> None:
         choice("normalize_advantage", self.normalize_advantage, AdvantageNorm)
         choice("kl_reduction", self.kl_reduction, KLReduction)
+        if not 0.0 < self.line_search_shrinking_factor < 1.0:
+            raise ConfigError(
+                f"TRPO: line_search_shrinking_factor={self.line_search_shrinking_factor!r} must be more than 0 and less than 1"
+            )
         super()._setup_model()
 
     def train(self) -> None:
@@ -261,9 +265,7 @@ class TRPO(OnPolicy):
         self.policy.set_training_mode(True)
         vf_lr, _ = self._learning_rates()
         # A number stays one in the zip, where contrib reads it.
-        target_kl: float = FloatSchedule(self.target_kl)(self._current_progress_remaining)
-        if target_kl < 0.0:
-            raise ConfigError(f"TRPO: target_kl's schedule gives {target_kl:g}; it must be at least 0")
+        target_kl = self._scheduled("target_kl", FloatSchedule(self.target_kl))
         bound = self._tier().bound
         if bound is None:
             region: TrustRegion | engine.TrustRegion = TrustRegion(self)

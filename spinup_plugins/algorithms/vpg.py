@@ -189,9 +189,12 @@ class VPG(OnPolicy):
         choice("horizon", self.horizon, Horizon)
         if self.phi == "total_return" and not self.reset_on_rollout:
             raise ConfigError("phi='total_return' needs whole trajectories: set reset_on_rollout=True")
-        if self.horizon == "finite":
-            self.gamma = 1.0
         super()._setup_model()
+        self.rollout_buffer.gamma = self._discount
+
+    @property
+    def _discount(self) -> float:
+        return 1.0 if self.horizon == "finite" else self.gamma
 
     def _bootstrap_truncated(self, rewards: Any, dones: Any, infos: Any) -> None:
         if self.horizon == "infinite":
@@ -205,9 +208,9 @@ class VPG(OnPolicy):
         rewards, values = rollout_buffer.rewards, rollout_buffer.values
         ends, last = episode_ends(rollout_buffer, dones), last_values.cpu().numpy().flatten()
         if self.phi == "action_value" and self.q_steps is not None:
-            phi = functional.n_step_values(rewards, values, ends, last, self.gamma, self.q_steps)
+            phi = functional.n_step_values(rewards, values, ends, last, self._discount, self.q_steps)
         elif self.phi == "total_return":
-            phi = functional.total_returns(rewards, ends, last, self.gamma)
+            phi = functional.total_returns(rewards, ends, last, self._discount)
         else:
             phi = self._rewards_to_go(rollout_buffer, last_values, dones)
         rollout_buffer.advantages = phi - values if self.phi == "reward_to_go_baseline" else phi

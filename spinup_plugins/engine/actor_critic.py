@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import nn
 
 from spinup_plugins.engine.heads import make_head
-from spinup_plugins.engine.networks import MLP, Adam, Floats, Memory, Shape, Unsupported, shape_of
+from spinup_plugins.engine.networks import MLP, Adam, Floats, Memory, Shape, Unsupported, Wiring, readable, shape_of
 from spinup_plugins.engine.observations import Observations, check_extractor
 
 __all__ = ["ActorCritic", "Rollout", "flattened"]
@@ -89,8 +89,7 @@ class ActorCritic:
         # A part of no parameters stands for the log σ that other distributions than Gaussians do not have.
         parts.insert(0, log_std if log_std is not None else (Shape((0,)), []))
         self.memory = Memory(parts)
-        self.optimizer = policy.optimizer
-        self.adam = Adam(self.memory, self.optimizer)
+        self.adam = Adam(self.memory, policy.optimizer)
 
         grad = self.adam.grad
         self.actor = MLP(actor_shape, self.memory.part(ACTOR), self.memory.part(ACTOR, grad))
@@ -103,11 +102,11 @@ class ActorCritic:
         self.critic_parameters = (self.actor_parameters[1], len(self.memory.parameters))
         self.all_parameters = (0, len(self.memory.parameters))
         self._outputs: dict[tuple[str, int], Floats] = {}
-
-    @property
-    def held(self) -> bool:
-        """Whether the policy's parameters and optimiser are still those that were bound."""
-        return self.policy.optimizer is self.optimizer and self.memory.held
+        self.memories: tuple[Memory, ...] = (self.memory,)
+        readable(policy)
+        actor = (*policy.pi_features_extractor.modules(), policy.mlp_extractor, *policy.mlp_extractor.policy_net.modules())
+        self.acting = Wiring([policy, *actor, policy.action_net], learning=False)
+        self.wiring = Wiring(policy.modules(), learning=True)
 
     # --- acting ------------------------------------------------------------------------------------------------------
 

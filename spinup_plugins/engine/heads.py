@@ -139,6 +139,8 @@ class Categorical:
 
     def _draw_noise(self, batch: int) -> Floats:
         if batch not in self._noise:
+            if len(self._noise) >= 16:  # evaluations over many batch sizes
+                self._noise.clear()
             flat = th.empty(batch * self.starts[-1])
             # Each choice is a draw of its own: torch takes a seed from its generator for every call.
             parts = [flat[batch * a : batch * b].view(batch, b - a) for a, b in itertools.pairwise(self.starts)]

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from operator import is_, itemgetter
+from types import MethodType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch as th
+from stable_baselines3.common.policies import BaseModel
 from torch import nn
 
 __all__ = [
@@ -27,8 +30,12 @@ __all__ = [
     "StandardNormal",
     "Tape",
     "Unsupported",
+    "Wiring",
     "check_adam",
+    "in_torch_order",
+    "optimizers",
     "padded",
+    "readable",
     "shape_of",
 ]
 
@@ -271,7 +278,6 @@ class Memory:
             parameter.data = view
         #: where each parameter begins, and the end
         self.bounds = [place[0] for place in self._places] + [start]
-        self._addresses = [p.data_ptr() for p in self.parameters]
 
     def views(self, flat: th.Tensor) -> list[th.Tensor]:
         """Return the views of a vector of this layout that stand for each parameter, in its shape."""
@@ -281,14 +287,82 @@ class Memory:
             found.append(part.view(shape[::-1]).t() if transposed else part.view(shape))
         return found
 
-    @property
-    def held(self) -> bool:
-        """Whether every parameter still is a view of this memory, rather than moved elsewhere by ``to()`` and the like."""
-        return [p.data_ptr() for p in self.parameters] == self._addresses
-
     def part(self, index: int, array: Floats | None = None) -> Floats:
         """Return the memory of one part, or of the same part in another vector of this layout."""
         return (self.array if array is None else array)[self.starts[index] : self.starts[index + 1]]
+
+
+def optimizers(policy: nn.Module) -> list[th.optim.Optimizer]:
+    """Return the optimisers that a policy's modules own."""
+    found = (getattr(module, "optimizer", None) for module in policy.modules())
+    return [optimizer for optimizer in found if isinstance(optimizer, th.optim.Optimizer)]
+
+
+def in_torch_order(policy: nn.Module) -> None:
+    """Lay weights and their moments out as torch has made them, where a :class:`Memory` has shown it transposes.
+
+    Fused Adam, for one, steps only what is laid out so.
+    """
+    states = [optimizer.state for optimizer in optimizers(policy)]
+    for p in (p for p in policy.parameters() if p.ndim == 2 and not p.is_contiguous()):
+        p.data = p.data.contiguous()
+        for state in (each[p] for each in states if p in each):
+            state |= {key: value.contiguous() for key, value in state.items() if isinstance(value, th.Tensor)}
+
+
+class Wiring:
+    """How modules, parameters and optimisers hang together, to see that nobody has changed it since.
+
+    :param modules: all of those concerned, children included
+    :param learning: whether it matters what is learnt, and by which optimiser, or only what is computed
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], *, learning: bool) -> None:
+        modules = list(modules)
+        self._dicts: list[dict[str, Any]] = [d for m in modules for d in (m._modules, m._parameters) if d]
+        self._held = [*itertools.chain.from_iterable(map(dict.values, self._dicts)), None]
+        self._hooks: list[Any] = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)]
+        self._parameters = [p for m in modules for p in m._parameters.values() if p is not None]
+        self._addresses = [p.data_ptr() for p in self._parameters]
+        self._learning = learning
+        self._trained = [p.requires_grad for p in self._parameters]
+        self._owners: list[tuple[Any, Any]] = [
+            (m, m.optimizer) for m in modules if isinstance(getattr(m, "optimizer", None), th.optim.Optimizer)
+        ]
+        options = [option for option in ADAM_OPTIONS if all(option in o.param_groups[0] for _, o in self._owners)]
+        self._options = itemgetter(*options)
+        self._settings = [self._options(optimizer.param_groups[0]) for _, optimizer in self._owners]
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether all is as it was: no layer replaced or hooked, no parameter moved or frozen, no optimiser set otherwise."""
+        # The end keeps a shorter list from passing for its beginning.
+        held = itertools.chain(itertools.chain.from_iterable(map(dict.values, self._dicts)), (None,))
+        if any(self._hooks) or not all(map(is_, held, self._held)):
+            return False
+        if [p.data_ptr() for p in self._parameters] != self._addresses:
+            return False
+        return not self._learning or (
+            [p.requires_grad for p in self._parameters] == self._trained
+            and all(owner.optimizer is optimizer and len(optimizer.param_groups) == 1 for owner, optimizer in self._owners)
+            and [self._options(optimizer.param_groups[0]) for _, optimizer in self._owners] == self._settings
+        )
+
+
+def readable(policy: nn.Module) -> None:
+    """Let Stable-Baselines3's ``parameters_to_vector`` read weights that a :class:`Memory` shows as transposes."""
+    for module in policy.modules():
+        if isinstance(module, BaseModel):
+            module.parameters_to_vector = MethodType(parameters_to_vector, module)  # type: ignore[method-assign]
+
+
+def parameters_to_vector(self: BaseModel) -> Floats:
+    """Return all parameters one after the other, as ``BaseModel.parameters_to_vector`` does of contiguous ones."""
+    return th.cat([p.detach().reshape(-1) for p in self.parameters()]).cpu().numpy()
+
+
+#: what else Adam may be told; the engine knows none of it
+ADAM_OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable", "weight_decay", "decoupled_weight_decay")
 
 
 def check_adam(optimizer: th.optim.Optimizer) -> None:
@@ -298,7 +372,7 @@ def check_adam(optimizer: th.optim.Optimizer) -> None:
     if len(optimizer.param_groups) != 1:
         raise Unsupported("an optimiser with several groups of parameters")
     group = optimizer.param_groups[0]
-    for option in ("amsgrad", "maximize", "capturable", "differentiable", "weight_decay", "decoupled_weight_decay"):
+    for option in ADAM_OPTIONS:
         if group.get(option):
             raise Unsupported(f"Adam with {option}={group[option]}")
     if isinstance(group["lr"], th.Tensor) or isinstance(group["betas"][0], th.Tensor):

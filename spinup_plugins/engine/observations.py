@@ -12,6 +12,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from torch import nn
 
 from spinup_plugins.engine.networks import Floats, Unsupported
+from spinup_plugins.errors import EnvError
 
 __all__ = ["Observations", "check_extractor"]
 
@@ -56,12 +57,17 @@ class Observations:
         return np.ascontiguousarray(observations, dtype=np.float32).reshape(-1, self.size)
 
     def _one_hot(self, observations: Any) -> Floats:
+        options: Any = self.size if self._nvec is None else self._nvec
         if self._nvec is None:
             choices = np.asarray(observations, dtype=np.int64).reshape(-1, 1)
             starts = np.zeros(1, dtype=np.int64)
         else:
             choices = np.asarray(observations, dtype=np.int64).reshape(-1, len(self._nvec))
             starts = np.concatenate([[0], np.cumsum(self._nvec[:-1])])
+        outside = (choices < 0) | (choices >= options)
+        if outside.any():
+            row = int(outside.any(axis=1).argmax())
+            raise EnvError(f"observation {choices[row].tolist()} is outside its space {self.space}")
         rows = np.zeros((len(choices), self.size), dtype=np.float32)
         np.put_along_axis(rows, choices + starts, np.float32(1.0), axis=1)
         return rows

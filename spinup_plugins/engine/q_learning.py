@@ -17,7 +17,7 @@ from stable_baselines3.td3 import policies as td3
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
-from spinup_plugins.engine.networks import MLP, Adam, Floats, Memory, Shape, Tape, Unsupported, shape_of
+from spinup_plugins.engine.networks import MLP, Adam, Floats, Memory, Shape, Tape, Unsupported, Wiring, readable, shape_of
 from spinup_plugins.engine.observations import Observations, check_extractor
 
 __all__ = ["ActorCritic", "DeterministicActorCritic", "Transitions"]
@@ -70,29 +70,25 @@ class ActorCritic:
     _policy_classes: tuple[type[nn.Module], ...]
 
     def __init__(self, policy: Any, ops: Any) -> None:
-        kind: type = type(policy)
-        if kind not in self._policy_classes:
-            raise Unsupported(f"a policy of class {kind.__name__}")
+        if type(policy) not in self._policy_classes:
+            raise Unsupported(f"a policy of class {type(policy).__name__}")
         if getattr(policy.actor, "use_sde", False):
             raise Unsupported("gSDE")
         self.policy, self.ops = policy, ops
         self.observations = Observations(policy.observation_space, policy.normalize_images)
-        self._networks = {name: getattr(policy, name) for name in self._kinds}
-        for name, network in self._networks.items():
-            if type(network) is not self._kinds[name]:
+        for name, kind in self._kinds.items():
+            network = getattr(policy, name)
+            if type(network) is not kind:
                 raise Unsupported(f"a network of class {type(network).__name__}")
             extractor: Any = network.features_extractor
             check_extractor(extractor)
         if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in policy.modules()):
             raise Unsupported("a hook on one of its modules")
-        self._parameters: list[nn.Parameter] = []
-        self._addresses: list[int] = []
-        try:
-            self._take_memory(policy)
-        except Unsupported:
-            for p in policy.parameters():
-                p.data = p.data.contiguous()  # as torch, which is to go on with them, has made them
-            raise
+        self.memories: tuple[Memory, ...] = ()  #: where the parameters are
+        self._take_memory(policy)
+        readable(policy)
+        self.acting = Wiring([policy, *policy.actor.modules()], learning=False)
+        self.wiring = Wiring(policy.modules(), learning=True)
         self.action_shape = policy.action_space.shape
         self.low, self.range = policy.action_space.low, policy.action_space.high - policy.action_space.low
         #: widths of what networks read, and of actions
@@ -110,8 +106,7 @@ class ActorCritic:
             Memory(critics),
             Memory(targets),
         )
-        self._hold(actor_memory, self.critic_memory, self.critic_target_memory)
-        self._optimizers = policy.actor.optimizer, policy.critic.optimizer
+        self.memories += (actor_memory, self.critic_memory, self.critic_target_memory)
         self.actor_adam, self.critic_adam = (
             Adam(actor_memory, policy.actor.optimizer),
             Adam(self.critic_memory, policy.critic.optimizer),
@@ -125,23 +120,6 @@ class ActorCritic:
 
     def _actor_shape(self, actor: Any) -> tuple[Shape, list[nn.Linear]]:
         raise NotImplementedError
-
-    def _hold(self, *memories: Memory) -> None:
-        """Note where these memories' parameters are."""
-        self._parameters += [p for memory in memories for p in memory.parameters]
-        self._addresses = [p.data_ptr() for p in self._parameters]
-
-    @property
-    def held(self) -> bool:
-        """Whether the policy's networks, parameters and optimisers are still those that were bound."""
-        modules = self.policy._modules
-        for name, network in self._networks.items():
-            if modules.get(name) is not network:
-                return False
-        actor, critic = self._optimizers
-        if self._networks["actor"].optimizer is not actor or self._networks["critic"].optimizer is not critic:
-            return False
-        return [p.data_ptr() for p in self._parameters] == self._addresses
 
     def workspace(self, batch: int) -> Workspace:
         """Return the arrays for this batch size, made once."""
@@ -244,7 +222,7 @@ class DeterministicActorCritic(ActorCritic):
         if shape != self.actor.shape:
             raise Unsupported("actors of unequal shapes")
         self.actor_target_memory = Memory([(shape, layers)])
-        self._hold(self.actor_target_memory)
+        self.memories += (self.actor_target_memory,)
         self.actor_target = MLP(shape, self.actor_target_memory.array)
 
     def _actor_shape(self, actor: Any) -> tuple[Shape, list[nn.Linear]]:

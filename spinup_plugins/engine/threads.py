@@ -20,6 +20,7 @@ __all__ = ["computing_threads", "fastest", "widest_layer"]
 
 SMALL_WIDTH, SMALL_LAYER = 128, 2**16  #: below both, a layer takes no longer than waking a thread
 PROBE_FLOP = 5e7  #: half a millisecond on one core
+MAX_THREADS = 64  #: of the native tier's pool
 GAIN = 0.9  #: more threads must take less than this share of the time
 
 
@@ -60,7 +61,7 @@ def computing_threads(tier: str, n_threads: int | None, *, widest: int, batch: i
             ops: Any = native()
             pool = ops._native
             restoring.callback(pool.set_threads, pool.threads())
-            count = fastest(ops, widest, batch) if count is None else count
+            count = fastest(ops, widest, batch) if count is None else min(count, MAX_THREADS)
             pool.set_threads(count)
         else:
             from threadpoolctl import ThreadpoolController

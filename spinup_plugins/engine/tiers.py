@@ -8,7 +8,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from spinup_plugins.engine.networks import Unsupported
+from spinup_plugins.engine.networks import Memory, Unsupported, Wiring
 from spinup_plugins.errors import ConfigError
 
 __all__ = ["Bound", "EngineName", "Tier", "choose", "native"]
@@ -32,9 +32,9 @@ class Bound(Protocol):
 
     ops: Any  #: the primitives, of one tier
 
-    @property
-    def held(self) -> bool:
-        """Whether policy and optimisers are still those that were bound."""
+    wiring: Wiring  #: the policy's and its optimisers', as it was bound
+    acting: Wiring  #: the part of it that ``predict`` depends on
+    memories: tuple[Memory, ...]  #: where its parameters are
 
     def predict(self, observation: Any, deterministic: bool) -> Any | None:
         """Return what ``policy.predict`` returns, or ``None`` where it had better be asked itself."""
