@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
-from math import inf
+from math import inf, isnan
 from numbers import Integral, Real
 from textwrap import shorten
 from typing import Any, ClassVar, TypeVar, get_args
@@ -306,9 +306,12 @@ class DropIn(BaseAlgorithm):
                 raise ConfigError(f"{type(self).__name__}: {name}={value!r} must be {'a number' if low == -inf else limits}")
 
     def _scheduled(self, name: str, schedule: Schedule) -> float:
-        """Return what a schedule gives now; :class:`ConfigError` for less than nothing."""
+        """Return what a schedule gives now; :class:`ConfigError` for less than nothing.
+
+        A last rollout may go beyond the steps that were asked for, where Stable-Baselines3 takes what the schedule gives.
+        """
         value = float(schedule(self._current_progress_remaining))
-        if not 0.0 <= value < inf:
+        if not 0.0 <= value < inf and (self._current_progress_remaining >= 0.0 or isnan(value)):
             raise ConfigError(
                 f"{type(self).__name__}: {name}'s schedule gives {value:g} at timestep {self.num_timesteps};"
                 " it must be at least 0"

@@ -265,7 +265,7 @@ class TRPO(OnPolicy):
         self.policy.set_training_mode(True)
         vf_lr, _ = self._learning_rates()
         # A number stays one in the zip, where contrib reads it.
-        target_kl = self._scheduled("target_kl", FloatSchedule(self.target_kl))
+        target_kl = max(0.0, self._scheduled("target_kl", FloatSchedule(self.target_kl)))
         bound = self._tier().bound
         if bound is None:
             region: TrustRegion | engine.TrustRegion = TrustRegion(self)
