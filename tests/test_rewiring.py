@@ -12,6 +12,7 @@ from gymnasium import spaces
 from twins import BOX, OFF_POLICY, ON_POLICY, PEERS, SIX, TWINS, VECTOR, build, learnt, like_peer, toy
 
 from spinup_plugins import PPO
+from spinup_plugins.engine.networks import optimizers
 
 OBSERVATIONS = VECTOR.sample()[None]
 
@@ -63,6 +64,34 @@ def test_predictions_are_those_of_the_policy_as_it_is(cls: type, change: Callabl
     assert model.engine_reason
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # says so of first layers
+@pytest.mark.parametrize(
+    ("register", "reason"),
+    [
+        (lambda model, seen: trunk(model).register_forward_hook(seen), "a hook on one of its modules"),
+        (lambda model, seen: trunk(model).register_full_backward_pre_hook(seen), "a hook on one of its modules"),
+        (lambda model, seen: trunk(model).weight.register_hook(seen), "a hook on one of its parameters"),
+        (lambda model, seen: optimizers(model.policy)[0].register_step_post_hook(seen), "a hook on its optimiser"),
+    ],
+    ids=["forward", "backward", "gradient", "step"],
+)
+@pytest.mark.parametrize("cls", SIX)
+def test_hooks_are_called(cls: type, register: Callable[[Any, Any], Any], reason: str) -> None:
+    model = learnt(cls)
+    seen: list[Any] = []
+    register(model, lambda *_: seen.append(1))
+    model.learn(24, reset_num_timesteps=False)
+    assert seen
+    assert (model.engine, model.engine_reason) == ("torch", reason)
+
+
+def test_a_policy_may_be_hooked_as_a_whole() -> None:
+    model = build(PPO)
+    assert model.engine != "torch"
+    model.policy.register_forward_hook(lambda *_: None)
+    assert (model.engine, model.engine_reason) == ("torch", "a hook on one of its modules")
+
+
 def test_a_hook_that_is_gone_slows_nothing_down() -> None:
     model = build(PPO)
     handle = model.policy.action_net.register_forward_hook(lambda *_: None)
@@ -90,8 +119,7 @@ def test_optimisers_may_be_set_otherwise_at_any_time(cls: type) -> None:
     weights = []
     for each, kwargs in ((cls, like_peer(cls)), (PEERS[cls], {})):
         model = learnt(each, **kwargs)
-        optimizers = [m.optimizer for m in model.policy.modules() if hasattr(m, "optimizer") and m.optimizer is not None]
-        for optimizer in optimizers:
+        for optimizer in optimizers(model.policy):
             optimizer.param_groups[0]["weight_decay"] = 0.5
         model.learn(24, reset_num_timesteps=False)
         weights.append(th.cat([p.detach().reshape(-1) for p in model.policy.parameters()]))
@@ -122,8 +150,7 @@ def test_torch_gets_weights_back_as_it_made_them(cls: type) -> None:
     model.engine = "torch"
     assert model.engine == "torch"
     assert np.array_equal(model.policy.parameters_to_vector(), before)
-    optimizers = [m.optimizer for m in model.policy.modules() if getattr(m, "optimizer", None) is not None]
-    moments = [m for o in optimizers for state in o.state.values() for m in state.values()]
+    moments = [m for o in optimizers(model.policy) for state in o.state.values() for m in state.values()]
     assert moments
     assert all(tensor.is_contiguous() for tensor in (*model.policy.parameters(), *moments))
 

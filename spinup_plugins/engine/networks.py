@@ -165,9 +165,6 @@ def shape_of(modules: Iterable[nn.Module], heads: Sequence[nn.Linear] = ()) -> t
     :raises Unsupported: when it is anything but linear layers with biases and one kind of known activation
     """
     flat = list(_walk(modules))
-    for module in (*flat, *heads):
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            raise Unsupported("a hook on one of its modules")
     linear: list[nn.Linear] = []
     hidden: list[int] = []
     output = 0
@@ -315,13 +312,17 @@ class Wiring:
 
     :param modules: all of those concerned, children included
     :param learning: whether it matters what is learnt, and by which optimiser, or only what is computed
+    :raises Unsupported: when there are hooks
     """
 
     def __init__(self, modules: Iterable[nn.Module], *, learning: bool) -> None:
         modules = list(modules)
         self._dicts: list[dict[str, Any]] = [d for m in modules for d in (m._modules, m._parameters) if d]
         self._held = [*itertools.chain.from_iterable(map(dict.values, self._dicts)), None]
-        self._hooks: list[Any] = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)]
+        self._hooks: list[Any] = [
+            *(hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)),
+            *(hooks for m in modules if learning for hooks in (m._backward_hooks, m._backward_pre_hooks)),
+        ]
         self._parameters = [p for m in modules for p in m._parameters.values() if p is not None]
         self._addresses = [p.data_ptr() for p in self._parameters]
         self._learning = learning
@@ -329,9 +330,21 @@ class Wiring:
         self._owners: list[tuple[Any, Any]] = [
             (m, m.optimizer) for m in modules if isinstance(getattr(m, "optimizer", None), th.optim.Optimizer)
         ]
+        if any(self._hooks):
+            raise Unsupported("a hook on one of its modules")
+        if learning and self._hooked:
+            raise Unsupported("a hook on one of its parameters")
+        self._hooks += [
+            o for _, each in self._owners for o in (each._optimizer_step_pre_hooks, each._optimizer_step_post_hooks)
+        ]
         options = [option for option in ADAM_OPTIONS if all(option in o.param_groups[0] for _, o in self._owners)]
         self._options = itemgetter(*options)
         self._settings = [self._options(optimizer.param_groups[0]) for _, optimizer in self._owners]
+
+    @property
+    def _hooked(self) -> bool:
+        """Whether gradients pass through anybody's hands on their way to a parameter."""
+        return any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self._parameters)
 
     @property
     def unchanged(self) -> bool:
@@ -344,6 +357,7 @@ class Wiring:
             return False
         return not self._learning or (
             [p.requires_grad for p in self._parameters] == self._trained
+            and not self._hooked
             and all(owner.optimizer is optimizer and len(optimizer.param_groups) == 1 for owner, optimizer in self._owners)
             and [self._options(optimizer.param_groups[0]) for _, optimizer in self._owners] == self._settings
         )

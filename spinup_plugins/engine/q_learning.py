@@ -82,8 +82,6 @@ class ActorCritic:
                 raise Unsupported(f"a network of class {type(network).__name__}")
             extractor: Any = network.features_extractor
             check_extractor(extractor)
-        if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in policy.modules()):
-            raise Unsupported("a hook on one of its modules")
         self.memories: tuple[Memory, ...] = ()  #: where the parameters are
         self._take_memory(policy)
         readable(policy)
