@@ -716,6 +716,8 @@ def test_foreign_files_are_refused(refuse: Any, tmp_path: Path) -> None:
     assert refuse(b"\x80\x04\x95 a pickle") == "it is not an agent file"
     learnt(PPO).save(tmp_path / "model")
     assert "it is a Stable-Baselines3 model; 'spinup export'" in refuse((tmp_path / "model.zip").read_bytes())
+    with pytest.raises(ModelFileError, match="null byte"):
+        load_agent("\0.spinup")
     with pytest.raises(ModelFileMissingError, match="no such file"):
         load_agent(tmp_path / "nowhere.spinup")
     with pytest.raises(ModelFileError, match="Is a directory"):

@@ -129,6 +129,19 @@ def test_a_run_that_was_killed_while_it_was_built_begins_anew(tmp_path: Path, in
     assert cell.status.state == "finished"
 
 
+def test_finished_runs_of_an_earlier_version_stay(tmp_path: Path, in_process: list[str]) -> None:
+    """An argument that came later is as it is by default there; what 'auto' chose was recorded."""
+    (cell,) = cells(tmp_path)
+    list(bench([cell], tmp_path))
+    config = cell.folder / "config.yml"
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if "gae_lambda" not in line))
+    assert len(config.read_text().splitlines()) == len(lines) - 1
+    list(bench([cell], tmp_path))
+    list(bench(cells(tmp_path, vec_env="auto"), tmp_path))
+    assert in_process == [str(cell)]
+
+
 def test_other_runs_are_left_alone(tmp_path: Path, in_process: list[str]) -> None:
     (cell,) = cells(tmp_path)
     list(bench([cell], tmp_path))

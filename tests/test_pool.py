@@ -29,6 +29,8 @@ def work(argument):
     if argument["do"] == "kill":
         print("a warning", file=sys.stderr, flush=True)
         os.kill(os.getpid(), 9)
+    if argument["do"] == "leave":
+        raise SystemExit(0)
     if argument["do"] == "sleep":
         time.sleep(60)
 serve(work)
@@ -51,13 +53,16 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_one_that_fails_leaves_the_others_alone(jobs: Any, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    ended = list(run_jobs(jobs("fail", "pass", "die", "kill"), 2, lambda active, done: seen.append((len(active), done))))
+    ended = list(
+        run_jobs(jobs("fail", "pass", "die", "kill", "leave"), 2, lambda active, done: seen.append((len(active), done)))
+    )
     assert all(isinstance(each, Ended) and each.seconds > 0 for each in ended)
     errors = {each.job.name: each.error for each in ended}
     assert errors == {
         "fail 0": "ValueError: first no such thing",
         "pass 1": "",
         "die 2": "ended with status 3",
+        "leave 4": "SystemExit: 0",
         "kill 3": "killed by signal 9",
     }
     assert [(tmp_path / f"{i}.txt").read_text() for i in range(4)] == ["1"] * 4, "one thread each"

@@ -19,7 +19,7 @@ def command(
     stochastic: Annotated[
         bool, typer.Option("--stochastic", help="Sample actions. Default: off, take the policy's most likely one.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the initial states; equal seeds give equal numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial states; equal seeds give equal numbers.")] = 0,
     best: Annotated[
         bool, typer.Option("--best", help="The best model of the evaluations during training. Default: off, the last.")
     ] = False,

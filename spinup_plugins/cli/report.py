@@ -1,5 +1,6 @@
 """``spinup report``: learning curves, final returns and what follows from them, of runs that there are."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,9 +72,12 @@ def _labels(texts: "list[str] | tuple[()]") -> dict[str, Path]:
 
 def _fractions(text: str) -> list[float]:
     try:
-        return [float(each) for each in text.split(",")]
+        fractions = [float(each) for each in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--fractions {text}: expected numbers such as 0.5,0.95") from None
+        fractions = []
+    if not fractions or not all(0.0 < each < math.inf for each in fractions):
+        raise ConfigError(f"--fractions {text}: expected numbers above 0 such as 0.5,0.95")
+    return fractions
 
 
 def _summary(comparison: "Comparison") -> Table:

@@ -136,7 +136,7 @@ def verify(
     algos: AnyAlgos = None,
     envs: AnyEnvs = None,
     episodes: Annotated[int, typer.Option("-n", "--episodes", min=2, help="Episodes to play with each agent.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of their initial states.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of their initial states.")] = 0,
     debug: Debug = False,
 ) -> None:
     """Load published agents, check their hashes, play them anew and compare with what their cards say.

@@ -405,8 +405,8 @@ def load_agent(source: str | Path, env: str | None = None, *, device: th.device 
             raw = file.read(LIMIT + 1)
     except FileNotFoundError as error:
         raise ModelFileMissingError(f"cannot load '{path}': no such file") from error
-    except OSError as error:
-        raise ModelFileError(f"cannot load '{path}': {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a path with a null byte is none
+        raise ModelFileError(f"cannot load {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
     try:
         return _opened(raw, device, env)
     except ModelFileError as error:

@@ -272,8 +272,11 @@ def _is_finished(cell: Cell) -> bool:
         if not all(any(fnmatch(file.name, each) for each in _EARLY) for file in cell.folder.iterdir()):
             raise ConfigError(f"'{cell.folder}' is not empty and no run's: take another folder")
         return False
-    there, wanted = settings(load(cell.folder / CONFIG)), settings(completed(cell.config, None))
+    # What an earlier version did not have yet, and so did not record, is as it is by default.
+    there, wanted = (settings(completed(each, None)) for each in (load(cell.folder / CONFIG), cell.config))
     for key, value in wanted.items():
+        if key == "vec_env" and value == "auto" and key in there:
+            continue  # recorded is what was chosen
         if there.get(key) != value and not (key == "policy" and value is None):
             raise ConfigError(
                 f"'{cell.folder}' holds a run with {key}={there.get(key)!r}, not {value!r}: take another folder or remove it"

@@ -84,7 +84,7 @@ class Status:
 _STATUS = TypeAdapter(Status)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return what ``error`` says on one line, after its type unless it is one of ours, whose text says it all."""
     text = " ".join(str(error).split())
     if isinstance(error, SpinupError):

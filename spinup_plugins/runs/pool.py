@@ -149,7 +149,7 @@ def serve(work: Callable[[Any], object]) -> None:
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     try:
         work(json.loads(argument))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an environment may leave, and with status 0
         print(one_line(error), file=sys.stderr)
         raise SystemExit(1) from None
 

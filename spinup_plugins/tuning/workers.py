@@ -108,7 +108,7 @@ def work(orders: Orders) -> None:
                 while _confirm_once(study, held, definition, orders, watch):
                     pass
         except _StorageFault as fault:
-            raise StudyError(f"the storage does not take results: {one_line(fault.__cause__ or fault)[:300]}") from fault  # type: ignore[arg-type]
+            raise StudyError(f"the storage does not take results: {one_line(fault.__cause__ or fault)[:300]}") from fault
 
 
 def _search_once(study: optuna.Study, definition: Definition, orders: Orders, watch: "_Undertaker") -> bool:
