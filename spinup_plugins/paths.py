@@ -4,6 +4,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+from spinup_plugins.errors import ConfigError
+
 __all__ = ["data_dir", "packaged"]
 
 
@@ -12,10 +14,14 @@ def data_dir(name: Literal["zoo", "tuning"]) -> Path:
 
     :param name: ``"zoo"`` (hyperparameters, agents, results) or ``"tuning"`` (search spaces, studies)
     :return: the wheel's copy, ``spinup_plugins/_data/<name>``, where there is one; else the checkout's ``<name>``
+    :raises ConfigError: this installation came without it
     """
     package = Path(__file__).parent
-    installed = package / "_data" / name
-    return installed if installed.is_dir() else package.parent / name
+    places = (package / "_data" / name, package.parent / name)
+    for place in places:
+        if place.is_dir():
+            return place
+    raise ConfigError(f"this installation has no {name}: there is neither '{places[0]}' nor '{places[1]}'; install it anew")
 
 
 def packaged(path: str) -> Path:

@@ -84,10 +84,11 @@ def zoo_entries(spec: "AlgorithmSpec") -> list[str]:
 def _zoo_file(spec: "AlgorithmSpec") -> Path:
     if spec.presets_path is not None:
         return packaged(spec.presets_path)
-    file = data_dir("zoo") / "hyperparams" / f"{spec.name}.yml"
-    if spec.distribution or not file.is_file():
-        raise UnknownNameError(f"algorithm {spec.name!r} has no preset 'zoo'")
-    return file
+    if not spec.distribution:  # ours
+        file = data_dir("zoo") / "hyperparams" / f"{spec.name}.yml"
+        if file.is_file():
+            return file
+    raise UnknownNameError(f"algorithm {spec.name!r} has no preset 'zoo'")
 
 
 def _entry(spec: "AlgorithmSpec", file: Path, env_id: str | None, *, alone: bool) -> dict[str, Any]:

@@ -1,6 +1,11 @@
 """``spinup bench``: a grid of runs, taken up where it stopped; what they came to, as CSV."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -116,6 +121,37 @@ def test_a_run_that_was_cut_short_begins_anew(tmp_path: Path, in_process: list[s
     assert cell.status is not None
     assert cell.status.state == "finished"
     assert not (cell.folder / "left").exists()
+
+
+def test_earlier_seeds_stay_in_the_results(tmp_path: Path, in_process: list[str]) -> None:
+    """Those that were made alike."""
+    list(bench(cells(tmp_path, [0, 10]), tmp_path))
+    list(bench(cells(tmp_path, [2], n_timesteps=32), tmp_path))
+    (tmp_path / "ppo" / "CartPole-v1" / "seed1").mkdir()
+    (tmp_path / "ppo" / "CartPole-v1" / "seeds").mkdir()
+    cell = cells(tmp_path, [3])
+    list(bench(cell, tmp_path))
+    (results,) = results_of(cell).values()
+    assert sorted(result.seed for result in results) == [0, 3, 10]
+
+
+def test_ctrl_c_leaves_runs_that_go_on(tmp_path: Path) -> None:
+    """In a terminal it reaches the runs' processes, too."""
+    (cell,) = cells(tmp_path, n_timesteps=50_000, eval_every=25_000)
+    values = [argument for key, value in TINY.items() for argument in ("-s", f"{key}={value}")]
+    command = [sys.executable, "-m", "spinup_plugins", "bench", "ppo", "CartPole-v1", "--seeds", "1", "-n", "50000", *values]
+    protocol = ["--eval-every", "25000", "--eval-episodes", "2", "--final-episodes", "3", "-f", str(tmp_path)]
+    process = subprocess.Popen([*command, *protocol], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while cell.status is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.strip().splitlines()[-1]) == (130, "error: interrupted")
+    assert cell.status is not None
+    assert cell.status.state == "interrupted"
+    assert [file.name for file in cell.folder.iterdir() if file.name.startswith(".")] == []
+    assert (cell.folder / "model.zip").is_file()
 
 
 def test_a_run_that_was_killed_while_it_was_built_begins_anew(tmp_path: Path, in_process: list[str]) -> None:

@@ -397,11 +397,12 @@ def test_a_checkpoint_leaves_out_what_the_replay_buffer_does_not_hold(tmp_path: 
     assert buffer.actions[:100].any()
 
 
-def test_half_a_checkpoint_of_a_killed_run_goes(tmp_path: Path) -> None:
+def test_half_written_files_of_a_killed_run_go(tmp_path: Path) -> None:
     interrupted(RunConfig(algo="ppo", env="CartPole-v1", hyperparameters=ON, **SHORT), tmp_path / "run", 470)
     (tmp_path / "run" / f".12345-{CHECKPOINT}").write_bytes(b"half of one")
+    (tmp_path / "run" / ".12345-.12345-model.zip").write_bytes(b"half of one")
     resume(tmp_path / "run").learn()
-    assert [file.name for file in (tmp_path / "run").iterdir() if "checkpoint" in file.name] == []
+    assert [file.name for file in (tmp_path / "run").iterdir() if file.name.startswith(".") or "checkpoint" in file.name] == []
 
 
 def test_a_checkpoint_takes_no_memory_for_what_the_replay_buffer_holds() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.runs import pool
-from spinup_plugins.runs.pool import Ended, Job, run_jobs, serve
+from spinup_plugins.runs.pool import STOPPED, Ended, Job, end, run_jobs, serve, spawn
 
 WORKER = """
 import os, pathlib, sys, time
@@ -33,6 +33,19 @@ def work(argument):
         raise SystemExit(0)
     if argument["do"] == "sleep":
         time.sleep(60)
+    if argument["do"] == "save":
+        try:
+            time.sleep(60)
+        finally:
+            os.kill(os.getpid(), 15)
+            os.kill(os.getpid(), 2)
+            time.sleep(0.2)
+            (folder / "saved").touch()
+    while argument["do"] == "stay":
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
 serve(work)
 """
 
@@ -97,6 +110,21 @@ def test_stopping_stops_the_jobs(stop: Any, jobs: Any, tmp_path: Path, monkeypat
     assert started[0].process.poll() is not None
 
 
+@pytest.mark.parametrize(("kind", "patience"), [("save", 60.0), ("stay", 0.2)])
+def test_what_is_stopped_may_save_once(kind: str, patience: float, jobs: Any, tmp_path: Path) -> None:
+    """Whatever signals come meanwhile; what does not end is killed."""
+    (job,) = jobs(kind)
+    process, errors = spawn(job.module, job.argument)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "0.pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)  # the parent's business
+    end([process], patience)
+    errors.close()
+    assert process.returncode == (STOPPED if kind == "save" else -signal.SIGKILL)
+    assert (tmp_path / "saved").exists() == (kind == "save")
+
+
 BOSS = """
 import json, sys
 from spinup_plugins.runs.pool import Job, run_jobs
@@ -135,6 +163,7 @@ def test_a_worker_says_what_went_wrong_on_one_line(
         raise KeyError(argument)
 
     monkeypatch.setattr(sys, "argv", ["x", json.dumps(["a\nb"]), str(os.getppid())])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as stopped:
         serve(work)
     assert stopped.value.code == 1

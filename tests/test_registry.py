@@ -426,6 +426,11 @@ def test_specifications_are_plain():
 def test_data_is_the_wheels_or_the_checkouts(tmp_path, monkeypatch):
     package = tmp_path / "site-packages" / "spinup_plugins"
     monkeypatch.setattr(paths, "__file__", str(package / "paths.py"))
+    with pytest.raises(
+        ConfigError, match=r"^this installation has no zoo: there is neither '.*_data/zoo' nor '.*packages/zoo'"
+    ):
+        preset_values(get_spec("ppo"), "zoo", "CartPole-v1")
+    (tmp_path / "site-packages" / "zoo").mkdir(parents=True)
     assert paths.data_dir("zoo") == tmp_path / "site-packages" / "zoo"
     (package / "_data" / "zoo").mkdir(parents=True)
     assert paths.data_dir("zoo") == package / "_data" / "zoo"

@@ -171,6 +171,16 @@ def test_monitors_are_training_returns(tmp_path: Path) -> None:
         find_runs([tmp_path], window=0)
 
 
+@pytest.mark.parametrize("half", ["9", "9.5,1", "9.5,10,2."])
+def test_half_a_row_of_a_monitor_is_none_yet(half: str, tmp_path: Path) -> None:
+    """A run that goes on, or was killed, may leave one."""
+    monitor(tmp_path / "a2c" / "0.monitor.csv", [0.0, 2.0])
+    with (tmp_path / "a2c" / "0.monitor.csv").open("a") as file:
+        file.write(half)
+    (run,) = find_runs([tmp_path], window=1)
+    np.testing.assert_allclose(run.returns, [0, 2])
+
+
 def test_rl_zoo3_names_its_runs_and_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     zoo(tmp_path / "logs" / "x" / "y_1")
@@ -227,7 +237,7 @@ def test_a_seed_that_is_there_twice_is_told(tmp_path: Path) -> None:
         ("0.monitor.csv", b'#{"t_start": 1}\nr,l,t\n1,2\n', "no monitor file"),
         ("0.monitor.csv", b'#{"t_start": 1}\nr,l,t\n1,0,2\n', "an episode without steps"),
         ("0.monitor.csv", b'#{"t_start": 1}\nr,l,t\n1,inf,2\n', "no monitor file"),
-        ("0.monitor.csv", b'#{"t_start": 1}\nr,l,t\n1,2,3\n' + b"\0" * 2**18, "no monitor file"),
+        ("0.monitor.csv", b'#{"t_start": 1}\nr,l,t\n1,2,3\n' + b"\0" * 2**18 + b"\n", "no monitor file"),
         ("0.monitor.csv", b'#{"t_start": 1}\nr,l,t\n', "no episode ended"),
         ("curve.csv", b"step,value\n1,2\n", "expected rows of seed,timesteps,seconds,return"),
         ("curve.csv", b"seed,timesteps,seconds,return\n,10,1,2\n", "seed and timesteps must be numbers"),

@@ -17,6 +17,7 @@ from spinup_plugins.runs.agent import published, save_agent
 from spinup_plugins.runs.config import load
 from spinup_plugins.runs.evaluation import Evaluation
 from spinup_plugins.runs.results import Result, final_summary
+from spinup_plugins.zoo import publish
 from spinup_plugins.zoo.catalog import Entry, entries, median_result
 from spinup_plugins.zoo.publish import card, publish_entry
 from spinup_plugins.zoo.table import GOALS, goal
@@ -106,7 +107,7 @@ def test_a_card_tells_how_to_train_its_seeds_again(zoo: Path) -> None:
     config = load(published(*ENTRY).with_name("config.yml"))
     for seeds, spelled in (([0, 1, 2], "3"), ([1, 5], "1,5")):
         results = [result(seed, 1.0, 2.0) for seed in seeds]
-        text = card(ENTRY, config.model_copy(update={"seed": seeds[1]}), results)
+        text = card(ENTRY, load_agent(*ENTRY), config.model_copy(update={"seed": seeds[1]}), results)
         assert f"`spinup zoo train vpg CartPole-v1 --seeds {spelled}` trains all seeds again" in text
 
 
@@ -121,6 +122,28 @@ def test_what_cannot_be_exported_leaves_the_zoo_as_it_was(zoo: Path, tmp_path: P
     with pytest.raises(ModelFileError, match=r"model\.zip"):
         publish_entry(ENTRY, tmp_path / "runs")
     assert {file: file.read_bytes() for file in (tmp_path / "zoo").rglob("*") if file.is_file()} == before
+
+
+def test_what_stops_publishing_leaves_the_zoo_as_it_was(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, the last file's text included, is made before the first takes its place."""
+    shutil.copytree(zoo, tmp_path / "zoo")
+    use(monkeypatch, tmp_path / "zoo")
+    shutil.copytree(zoo.parent / "runs", tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs" / "vpg" / "CartPole-v1" / "seed0")
+    before = {file: file.read_bytes() for file in (tmp_path / "zoo").rglob("*") if file.is_file()}
+
+    def stop(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "card", stop)
+        with pytest.raises(KeyboardInterrupt):
+            publish_entry(ENTRY, tmp_path / "runs")
+    assert {file: file.read_bytes() for file in (tmp_path / "zoo").rglob("*") if file.is_file()} == before
+    publish_entry(ENTRY, tmp_path / "runs")
+    after = {file: file.read_bytes() for file in (tmp_path / "zoo").rglob("*") if file.is_file()}
+    assert after.keys() == before.keys()
+    assert [each.seed for each in ENTRY.results] == [1, 2]
 
 
 def test_agents_are_verified(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,6 +256,9 @@ def test_the_page_is_made_of_the_results(
     assert cells[3].endswith("] ✗"), "300 steps do not solve it"
     assert cells[4] == "475"
     assert cells[7] == "[card](agents/vpg/CartPole-v1/README.md)"
+    others = [line for line in page.splitlines() if line.startswith("| Acrobot-v1 | 1 |")]
+    cited = [line.strip("|").split("|")[6].strip() for line in others]
+    assert cited == ["-83.1 ‡ at 100k steps", "-81.3 at 300k steps", "", "", "-92.6 at 300k steps"]
     assert (zoo / "agents" / "vpg" / "CartPole-v1" / "README.md").is_file()
     report = (zoo / "report" / "README.md").read_text()
     assert f"| {zoo.name}/results/vpg/CartPole-v1 |" in report

@@ -196,16 +196,27 @@ def bench(
 
 
 def results_of(cells: Sequence[Cell]) -> dict[Path, list[Result]]:
-    """Read the finished runs.
+    """Read the finished runs, and those of other seeds that were made alike before.
 
     :param cells: which may be finished
     :return: results by the folder of algorithm, environment and variant
     """
     found: dict[Path, list[Result]] = {}
-    for cell in cells:
-        if (status := cell.status) is not None and status.state == "finished":
-            found.setdefault(cell.folder.parent, []).append(read_run(cell.folder))
+    for home, cell in {cell.folder.parent: cell for cell in cells}.items():
+        for folder in sorted(home.glob("seed*")):
+            seed = folder.name.removeprefix("seed")
+            if seed.isdecimal() and _is_alike(cell, folder, int(seed)):
+                found.setdefault(home, []).append(read_run(folder))
     return found
+
+
+def _is_alike(cell: Cell, folder: Path, seed: int) -> bool:
+    """Whether a folder holds the finished run of another seed, or of the same, and differs in nothing else."""
+    config = cell.config.model_copy(update={"seed": seed})
+    try:
+        return _is_finished(cell._replace(config=config, folder=folder))
+    except ConfigError:  # made with other values, or not ours
+        return False
 
 
 class _Watch:

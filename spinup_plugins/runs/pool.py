@@ -9,16 +9,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any, NamedTuple
 
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.runs.files import one_line
 
-__all__ = ["THREADS", "Ended", "Job", "interruptible", "run_jobs", "serve", "spawn"]
+__all__ = ["PATIENCE", "STOPPED", "THREADS", "Ended", "Job", "end", "interruptible", "run_jobs", "serve", "spawn"]
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 """What keeps the libraries of a process to one thread, if it is in the environment when they are loaded."""
+PATIENCE = 10.0
+"""Seconds that a process may take to save what it has, once it is asked to end."""
+STOPPED = 128 + signal.SIGTERM
+"""Exit status of a process that did so, as shells have it."""
 
 
 class Job(NamedTuple):
@@ -86,11 +90,28 @@ def _run(waiting: list[Job], at_a_time: int, watch: Callable[[Sequence[Job], int
                 if not ended:
                     time.sleep(0.05)
         finally:
+            end([each.process for each in active])
             for each in active:
-                each.process.terminate()
-            for each in active:
-                each.process.wait()
                 each.errors.close()
+
+
+def end(processes: "Sequence[subprocess.Popen[bytes]]", patience: float = PATIENCE) -> None:
+    """Ask processes to end, and kill those that do not; another Ctrl-C kills them at once.
+
+    :param processes: which; those that ended already are left alone
+    :param patience: seconds that all of them have
+    """
+    for each in processes:
+        each.terminate()
+    deadline = time.monotonic() + patience
+    try:
+        for each in processes:
+            with suppress(subprocess.TimeoutExpired):
+                each.wait(max(deadline - time.monotonic(), 0.1))
+    finally:
+        for each in processes:
+            each.kill()
+            each.wait()
 
 
 @contextmanager
@@ -143,15 +164,27 @@ def _end(active: _Active) -> Ended:
 def serve(work: Callable[[Any], object]) -> None:
     """Do the job that this process was started for, as long as the process lives that started it.
 
+    Ctrl-C reaches the one that started it, too, and is left to it; it asks with SIGTERM, which then stops ``work`` as Ctrl-C
+    would, once.
+
     :param work: is called with the job's argument; what it raises becomes the job's error
     """
     argument, parent = sys.argv[1:]
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         work(json.loads(argument))
+    except KeyboardInterrupt:
+        raise SystemExit(STOPPED) from None
     except (Exception, SystemExit) as error:  # an environment may leave, and with status 0
         print(one_line(error), file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _interrupt(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is saved now is saved whole
+    raise KeyboardInterrupt
 
 
 def _end_with(parent: int) -> None:
@@ -159,3 +192,5 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
+    os._exit(STOPPED)  # it computes or waits in code that is not Python's, where no signal is heard

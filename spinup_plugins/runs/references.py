@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.paths import data_dir
 
-__all__ = ["FILE", "Reference", "Relation", "best", "load", "random_policy", "relation", "spinning_up"]
+__all__ = ["FILE", "SEVERAL", "Reference", "Relation", "best", "load", "random_policy", "relation", "spinning_up", "within"]
 
 FILE = "references.csv"
 
@@ -22,6 +22,9 @@ terminations are others) and CartPole (200 steps in v0, 500 in v1)."""
 
 Relation: TypeAlias = Literal["same", "comparable", "other"]
 """Of a published number's environment to one's own: the same version, one that may be compared with it, or neither."""
+
+SEVERAL = 3
+"""Seeds that make a number one to compare with."""
 
 MAXIMUM = "maximum"
 """The metric of those that report the best evaluation of a run: above what it ends with."""
@@ -110,8 +113,8 @@ def relation(theirs: str, ours: str) -> Relation | None:
 def best(algo: str, env: str, timesteps: int) -> list[Reference]:
     """Return the best published number of an algorithm, and beside it that of versions which may not be equated.
 
-    Maxima over training, numbers without steps, and those of fewer than three seeds or an untold number are taken only where
-    there are no others; then numbers of no more steps than ``timesteps`` before that of fewest.
+    Maxima over training, numbers without steps, and those of fewer than :data:`SEVERAL` seeds or an untold number are taken
+    only where there are no others; then numbers of no more steps than ``timesteps`` before that of fewest.
 
     :param algo: one of the six
     :param env: Gymnasium id
@@ -136,9 +139,14 @@ def spinning_up(algo: str, env: str, timesteps: int) -> list[Reference]:
     for figure in ("Spinning Up, PyTorch figure", "Spinning Up, TensorFlow figure"):
         found = [each for each in load() if each.source == figure and each.algo == algo and relation(each.env, env)]
         if found:
-            reached = [each for each in found if (each.timesteps or 0) <= 1.05 * timesteps]
+            reached = [each for each in found if within(each, timesteps)]
             return [max(reached, key=_steps)] if reached else [min(found, key=_steps)]
     return []
+
+
+def within(reference: Reference, timesteps: int) -> bool:
+    """Whether a number is of no more than ``timesteps`` environment steps, but for those that a last rollout adds."""
+    return _steps(reference) <= 1.05 * timesteps
 
 
 def random_policy(env: str) -> Reference | None:
@@ -150,8 +158,8 @@ def random_policy(env: str) -> Reference | None:
 def _best(references: Sequence[Reference], timesteps: int) -> Reference:
     final = [each for each in references if each.metric != MAXIMUM] or references
     stated = [each for each in final if each.timesteps is not None] or final
-    several = [each for each in stated if (each.n_seeds or 0) >= 3] or stated
-    reached = [each for each in several if _steps(each) <= 1.05 * timesteps]
+    several = [each for each in stated if (each.n_seeds or 0) >= SEVERAL] or stated
+    reached = [each for each in several if within(each, timesteps)]
     fewest = min(map(_steps, several))
     return max(reached or [each for each in several if _steps(each) == fewest], key=lambda each: each.value)
 

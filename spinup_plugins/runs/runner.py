@@ -166,7 +166,7 @@ def resume(home: Path) -> Run:
         raise ConfigError(f"the run in '{home}' is finished, after {status.timesteps:,} steps: there is nothing to resume")
     lock = hold(home)  # before the logs are opened anew
     try:
-        for half in home.glob(f".*-{CHECKPOINT}"):  # what a kill left of the next checkpoint
+        for half in home.glob(".[0-9]*-*"):  # what a kill left of files that were being written
             half.unlink(missing_ok=True)
         return _build(completed(config, None), home, lock, read_checkpoint(home))
     except BaseException:

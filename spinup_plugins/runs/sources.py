@@ -219,7 +219,8 @@ def _read_monitor(path: Path) -> _Monitor:
                 raise ValueError("the first line is no header")
             header = json.loads(first[1:])
             began, env = float(header["t_start"]), str(header.get("env_id") or "")
-            rows = [(float(row["r"]), int(float(row["l"])), float(row["t"])) for row in csv.DictReader(file)]
+            lines = [line for line in file if line.endswith("\n")]  # a run that goes on, or was killed, leaves half of one
+        rows = [(float(row["r"]), int(float(row["l"])), float(row["t"])) for row in csv.DictReader(lines)]
         if any(length < 1 for _, length, _ in rows):
             raise ValueError("an episode without steps")
     except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError, csv.Error) as error:

@@ -243,10 +243,11 @@ def _chosen(spec: AlgorithmSpec, choice: str | None) -> tuple[Path, str | None, 
 def _own_file(spec: AlgorithmSpec) -> Path:
     if spec.spaces_path is not None:
         return packaged(spec.spaces_path)
-    file = data_dir("tuning") / "spaces" / f"{spec.name}.yml"
-    if spec.distribution or not file.is_file():
-        raise UnknownNameError(f"algorithm {spec.name!r} has no search space: give one as a YAML file (--space FILE)")
-    return file
+    if not spec.distribution:  # ours
+        file = data_dir("tuning") / "spaces" / f"{spec.name}.yml"
+        if file.is_file():
+            return file
+    raise UnknownNameError(f"algorithm {spec.name!r} has no search space: give one as a YAML file (--space FILE)")
 
 
 # --- one value --------------------------------------------------------------------------------------------------------

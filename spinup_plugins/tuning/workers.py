@@ -8,7 +8,6 @@ whichever worker finds it. What a storage cannot take (a full disk, a lost conne
 import contextlib
 import errno
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from spinup_plugins.errors import SpinupError
 from spinup_plugins.runs.files import one_line
-from spinup_plugins.runs.pool import interruptible, serve, spawn
+from spinup_plugins.runs.pool import STOPPED, end, interruptible, serve, spawn
 from spinup_plugins.tuning import confirm
 from spinup_plugins.tuning.objective import Curve, configured, measure, normalised, score, train_once
 from spinup_plugins.tuning.slots import is_surplus, slots_of, unrepeated
@@ -40,9 +39,6 @@ __all__ = ["Orders", "StudyError", "run_workers", "work"]
 
 SAME_ERRORS = 3
 """So many trials that fail alike before any succeeds stop the study."""
-
-TERMINATED = 143
-"""Exit status of a worker that was asked to stop, as a shell has it."""
 
 
 class StudyError(SpinupError, RuntimeError):
@@ -66,10 +62,6 @@ class Orders(NamedTuple):
     beat: float = 15.0
     grace: float = 120.0
     threads: int = 1
-
-
-class _Stopped(BaseException):
-    """SIGTERM: give the trial back and go."""
 
 
 class _Pruned(Exception):  # noqa: N818  # no error
@@ -481,7 +473,7 @@ def run_workers(
                     active.remove(each)
                     error = _error(each)
                     status = each.process.returncode
-                    if status > 0 and status != TERMINATED:
+                    if status > 0 and status != STOPPED:
                         raise StudyError(error)
                     if status != 0:
                         if not spare:
@@ -490,15 +482,8 @@ def run_workers(
                         active.append(_start(orders))
                 time.sleep(0.1)
         finally:
+            end([each.process for each in active], patience)
             for each in active:
-                each.process.terminate()
-            deadline = time.monotonic() + patience
-            for each in active:
-                try:
-                    each.process.wait(max(deadline - time.monotonic(), 0.1))
-                except subprocess.TimeoutExpired:
-                    each.process.kill()
-                    each.process.wait()
                 each.errors.close()
 
 
@@ -514,13 +499,7 @@ def _error(active: _Active) -> str:
 
 
 def _serve(argument: Any) -> None:
-    """Be a worker that a parent has started: Ctrl-C is for the parent to handle, SIGTERM is how it asks to stop."""
-
-    def stop(*_: object) -> None:
-        raise _Stopped
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, stop)
+    """Be a worker that a parent has started."""
     orders = Orders(**argument)
     if "" not in sys.path:
         sys.path.insert(0, "")
@@ -528,10 +507,7 @@ def _serve(argument: Any) -> None:
 
     torch.set_num_threads(orders.threads)
     warnings.simplefilter("ignore")  # to a file that nobody reads
-    try:
-        work(orders)
-    except _Stopped:
-        raise SystemExit(TERMINATED) from None
+    work(orders)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,18 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from spinup_plugins.atomic import write_text
+from spinup_plugins.atomic import replacing, write_text
 from spinup_plugins.errors import ConfigError
-from spinup_plugins.runs.agent import load_agent, published
+from spinup_plugins.runs.agent import Agent, published
 from spinup_plugins.runs.bench import settings
 from spinup_plugins.runs.config import RunConfig, load
 from spinup_plugins.runs.export import export
 from spinup_plugins.runs.files import CONFIG, EVALUATION, STATUS, Status, file_name
-from spinup_plugins.runs.results import Result, final_summary, read_run, write_results
+from spinup_plugins.runs.results import CURVE, FINAL, Result, final_summary, read_run, write_results
 from spinup_plugins.runs.statistics import summarise
 from spinup_plugins.zoo.catalog import Entry, checkout, median_result
 
@@ -46,23 +47,34 @@ def publish_entry(entry: Entry, runs: Path) -> Path:
     results = [found[seed][1] for seed in sorted(found)]
     folder, _ = found[median_result(results).seed]
     file = published(entry.algo, entry.env)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    export(folder, file, optimizers=False)  # first: what cannot be exported leaves the zoo as it was
-    write_results(entry.folder, results)
-    for name in (CONFIG, EVALUATION):
-        shutil.copyfile(folder / name, file.parent / name)
-    write_text(file.parent / CARD, card(entry, load(folder / CONFIG), results))
+    with TemporaryDirectory(dir=home) as made:  # all is made before anything takes its place
+        new = Path(made)
+        _, agent = export(folder, new / file.name, optimizers=False)
+        write_results(new, results)
+        for name in (CONFIG, EVALUATION):
+            shutil.copyfile(folder / name, new / name)
+        write_text(new / CARD, card(entry, agent, load(folder / CONFIG), results))
+        for name in (CURVE, FINAL):
+            _move(new / name, entry.folder / name)
+        for name in (CARD, CONFIG, EVALUATION, file.name):
+            _move(new / name, file.with_name(name))
     return file
 
 
-def card(entry: Entry, config: RunConfig, results: Sequence[Result]) -> str:
+def _move(made: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as temporary:
+        shutil.move(made, temporary)  # from another file system, perhaps
+
+
+def card(entry: Entry, agent: Agent, config: RunConfig, results: Sequence[Result]) -> str:
     """Describe the published agent of an entry in Markdown.
 
     :param entry: whose
+    :param agent: the agent
     :param config: of the run that it comes from
     :param results: of all seeds
     """
-    agent = load_agent(entry.algo, entry.env)
     own = summarise([float(value) for value in next(each for each in results if each.seed == config.seed).final])
     over_seeds = final_summary(results)
     seeds = ", ".join(f"{each.seed}: {float(np.mean(each.final)):.5g}" for each in results)

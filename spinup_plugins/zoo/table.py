@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import gymnasium as gym
@@ -38,9 +38,10 @@ from `results/`; [report/](report/README.md) has curves, intervals and compariso
 
 Returns are interquartile means over seeds, each seed's being the mean of 100 episodes after training with deterministic
 actions, and in brackets their 95 % bootstrap interval. *Goal* is the environment's own threshold of being solved, or what
-`goals.csv` says; rows below it are marked ✗. *Spinning Up* is its published curve at as many steps, *best published* the best
-mean over seeds of the same algorithm at no more steps (or the fewest there are); † marks another version of the environment
-which pays about the same, and numbers of versions that do not are in parentheses.
+`goals.csv` says; rows below it are marked ✗. *Spinning Up* is its published curve at as many steps. *Best published* is the
+best mean of the same algorithm over three seeds or more at no more steps; where there is none, that at the fewest steps,
+which are named; and where that is none, of fewer seeds or a number that is not told, ‡. † marks another version of the
+environment which pays about the same, and numbers of versions that do not are in parentheses.
 """
 
 
@@ -84,15 +85,21 @@ def _row(entry: Entry) -> list[str]:
         own = [str(len(results)), f"{_number(summary.iqm)}{interval}{missed}"]
     card = published(entry.algo, entry.env).parent.relative_to(data_dir("zoo"))
     agent = f"[card]({card.as_posix()}/README.md)" if published(entry.algo, entry.env).is_file() else ""
-    others = [_cited(find(entry.algo, entry.env, steps), entry.env) for find in (references.spinning_up, references.best)]
+    cited = [references.spinning_up(entry.algo, entry.env, steps), references.best(entry.algo, entry.env, steps)]
+    others = [", ".join(_cited(each, entry.env, steps) for each in found) for found in cited]
     return [entry.env, f"{steps:,}", *own, "" if aim is None else _number(aim), *others, agent]
 
 
-def _cited(found: Iterable[Reference], env: str) -> str:
-    return ", ".join(
-        {"same": "{}", "comparable": "{} †"}.get(references.relation(each.env, env) or "", "({})").format(_number(each.value))
-        for each in found
-    )
+def _cited(reference: Reference, env: str, steps: int) -> str:
+    relation = references.relation(reference.env, env)
+    text = _number(reference.value)
+    if relation == "comparable":
+        text += " †"
+    if (reference.n_seeds or 0) < references.SEVERAL:
+        text += " ‡"
+    if not references.within(reference, steps):
+        text += f" at {reference.budget}"
+    return f"({text})" if relation == "other" else text
 
 
 def _markdown(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
