@@ -34,6 +34,7 @@ def make_env(
     monitor_dir: str | Path | None = None,
     gamma: float | None = None,
     tape: bool = False,
+    images: bool = True,
 ) -> VecEnv:
     """Build ``n_envs`` copies of an environment as one monitored ``VecEnv``.
 
@@ -50,6 +51,7 @@ def make_env(
     :param gamma: discount for the running return that scales rewards when ``normalize`` does not give one
     :param tape: keep each copy's current episode, so that another copy can be brought to the same point
         (:mod:`spinup_plugins.envs.tape`); not of ``gym-async`` and ``envpool``
+    :param images: let environments made by an id render images, which slows some down (:func:`.as_vec_env`)
     :raises UnknownNameError: there is no such environment or wrapper
     :raises ConfigError: an argument is not the environment's, or an optional dependency is missing
     """
@@ -59,7 +61,7 @@ def make_env(
     with _one_line_errors(name, env):
         if vec_env in ("subproc", "gym-async") or (vec_env == "auto" and n_envs > 1):
             # A worker that cannot build its environment dies with its message; build one here first to hear it.
-            as_vec_env(env, 1, env_kwargs=env_kwargs, wrappers=wraps).close()
+            as_vec_env(env, 1, env_kwargs=env_kwargs, wrappers=wraps, images=images).close()
         envs = as_vec_env(
             env,
             n_envs,
@@ -69,6 +71,7 @@ def make_env(
             wrappers=wraps,
             monitor_dir=monitor_dir,
             tape=tape,
+            images=images,
         )
     if options is None:
         return envs

@@ -118,6 +118,20 @@ def test_arguments_and_wrappers_reach_every_copy():
 def test_an_environment_renders_if_it_can():
     assert as_vec_env("CartPole-v1").render_mode == "rgb_array"
     assert as_vec_env("CartPole-v1", env_kwargs={"render_mode": None}).render_mode is None
+    assert as_vec_env("CartPole-v1", images=False).render_mode is None
+    assert as_vec_env("CartPole-v1", wrappers=[gym.wrappers.TimeAwareObservation], images=False).render_mode == "rgb_array"
+
+
+def test_an_environment_that_draws_steps_alike_without_images():
+    with_images, without = (as_vec_env("LunarLander-v3", seed=3, images=images) for images in (True, False))
+    assert np.array_equal(with_images.reset(), without.reset())
+    particles = 0
+    for action in np.random.default_rng(0).integers(4, size=300):
+        one, other = with_images.step(np.array([action])), without.step(np.array([action]))
+        assert all(np.array_equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
+        particles += len(with_images.get_attr("particles")[0])
+        assert not without.get_attr("particles")[0]
+    assert particles > 0, "else there was nothing to draw"
 
 
 @pytest.mark.parametrize(

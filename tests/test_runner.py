@@ -34,6 +34,11 @@ def parameters(run: Run) -> list[np.ndarray]:
     return [value.detach().numpy() for value in run.model.policy.state_dict().values()]
 
 
+def render_mode(run: Run) -> str | None:
+    assert run.model.env is not None
+    return run.model.env.render_mode
+
+
 def same(one: Run, other: Run) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(parameters(one), parameters(other), strict=True))
 
@@ -243,6 +248,13 @@ def test_a_callback_is_named_by_its_import_path(tmp_path: Path, text: str, steps
     run = train(tiny(callbacks=[text]), tmp_path)
     assert run.model.num_timesteps == steps
     assert load(run.folder / "config.yml").callbacks == [text]
+
+
+def test_only_those_who_may_want_images_get_them(tmp_path: Path) -> None:
+    assert render_mode(train(tiny(), tmp_path)) is None
+    assert render_mode(train(tiny(callbacks=["faulty_envs:Stop"]), tmp_path)) == "rgb_array"
+    assert render_mode(train(tiny(wrappers=["time_aware_observation"]), tmp_path)) == "rgb_array"
+    assert render_mode(train(tiny(env_kwargs={"render_mode": "rgb_array"}), tmp_path)) == "rgb_array"
 
 
 def test_a_callback_object_is_called_too(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def as_vec_env(
     monitor: bool = True,
     monitor_dir: str | Path | None = None,
     tape: bool = False,
+    images: bool = True,
     autoreset_mode: str | AutoresetMode | None = None,
 ) -> VecEnv:
     """Return any environment as a monitored ``VecEnv`` with the right values where episodes end.
@@ -65,6 +66,9 @@ def as_vec_env(
     :param monitor_dir: folder for the monitors' ``<i>.monitor.csv``; None writes no file
     :param tape: wrap each copy in an :class:`~.tape.EpisodeTape`, where ``n_envs`` copies are made for ``dummy``, ``subproc``
         or ``auto``
+    :param images: let environments made by an id render images, as Stable-Baselines3's ``make_vec_env`` does. Some draw
+        while they step: without, LunarLander takes the same steps several times as fast. ``wrappers`` may want images and
+        get them in any case.
     :param autoreset_mode: of a ``VectorEnv`` whose metadata do not tell it
     :raises ConfigError: ``source`` is no environment, or an argument does not go with it
     """
@@ -87,7 +91,7 @@ def as_vec_env(
     elif vec_env == "envpool":
         made = _envpool(source, n_envs or 1, seed, env_kwargs or {}, wrappers, monitor_dir)
     else:
-        functions = _functions(source, n_envs, env_kwargs or {})
+        functions = _functions(source, n_envs, env_kwargs or {}, images or bool(wrappers))
         made = _several(functions, vec_env, seed, wrappers, monitor, monitor_dir, tape)
     if seed is not None:
         made.seed(seed)
@@ -192,14 +196,15 @@ def _monitored(env: Env, index: int, monitor: bool, monitor_dir: str | Path | No
     return Monitor(env, None if monitor_dir is None else str(Path(monitor_dir) / str(index)))
 
 
-def _functions(source: AnyEnv, n_envs: int | None, env_kwargs: Mapping[str, Any]) -> list[EnvFn]:
+def _functions(source: AnyEnv, n_envs: int | None, env_kwargs: Mapping[str, Any], images: bool) -> list[EnvFn]:
     if isinstance(source, Sequence) and not isinstance(source, str):
         if n_envs not in (None, len(source)):
             raise ConfigError(f"n_envs={n_envs} does not fit {len(source)} functions that make an environment each")
         if not source:
             raise ConfigError("no function that makes an environment was given")
         return [partial(function, **env_kwargs) for function in source]
-    function = partial(_make, source) if isinstance(source, str) else cast("EnvFn", source)  # what exists was dealt with
+    make = _make if images else gym.make
+    function = partial(make, source) if isinstance(source, str) else cast("EnvFn", source)  # what exists was dealt with
     return [partial(function, **env_kwargs)] * (n_envs or 1)
 
 

@@ -678,7 +678,7 @@ class Agent:
                 observation = self._normalizer.normalize_obs(observation)
         return self._model.predict(observation, state, episode_start, deterministic)
 
-    def env(self, n_envs: int = 1, *, render_mode: str | None = None, seed: int | None = None) -> VecEnv:
+    def env(self, n_envs: int = 1, *, render_mode: str | None = None, seed: int | None = None, images: bool = True) -> VecEnv:
         """Build the environment to play: wrapped and normalised as in training, by statistics that stand still.
 
         Rewards are the environment's own: neither normalised nor changed by wrappers that do nothing else.
@@ -686,9 +686,10 @@ class Agent:
         :param n_envs: number of copies
         :param render_mode: ``"human"`` shows a window
         :param seed: seeds copy ``i`` with ``seed + i`` at its first reset
+        :param images: let it render images, which slows some down (:func:`.as_vec_env`)
         :raises ConfigError: the file does not tell its environment, that is not registered, or has other spaces
         """
-        venv = self._make(self._env, n_envs, playing=True, render_mode=render_mode, seed=seed)
+        venv = self._make(self._env, n_envs, playing=True, render_mode=render_mode, seed=seed, images=images)
         if self.card.normalization is not None:
             venv = self._normalized(venv, _Environments)
             venv.training = venv.norm_reward = False
@@ -741,7 +742,14 @@ class Agent:
             raise ConfigError(f"cannot save '{path}': {error.strerror}") from error
 
     def _make(
-        self, env: str | None, n_envs: int | None, *, playing: bool, render_mode: str | None = None, seed: int | None = None
+        self,
+        env: str | None,
+        n_envs: int | None,
+        *,
+        playing: bool,
+        render_mode: str | None = None,
+        seed: int | None = None,
+        images: bool = True,
     ) -> VecEnv:
         recorded = self.card.environment
         if env is None:
@@ -758,6 +766,7 @@ class Agent:
             seed=seed,
             env_kwargs={**recorded.kwargs, **({} if render_mode is None else {"render_mode": render_mode})},
             wrappers=unrewarded(recorded.wrappers) if playing else recorded.wrappers,
+            images=images,
         )
 
     def _normalized(self, venv: VecEnv, wrap: type[VecNormalize]) -> VecNormalize:

@@ -141,7 +141,7 @@ def build_environments(cells: Sequence[Cell]) -> None:
     """
     for config in {cell.config.env: cell.config for cell in cells}.values():
         kind: VecEnvKind = "envpool" if config.vec_env == "envpool" else "dummy"
-        make_env(config.env, vec_env=kind, env_kwargs=config.env_kwargs, wrappers=config.wrappers).close()
+        make_env(config.env, vec_env=kind, env_kwargs=config.env_kwargs, wrappers=config.wrappers, images=False).close()
 
 
 def bench(

@@ -126,6 +126,7 @@ def evaluation_env(config: RunConfig, *, statistics: Path | None = None, render:
         env_kwargs={**config.env_kwargs, "render_mode": "human"} if render else config.env_kwargs,
         wrappers=unrewarded(config.wrappers),
         normalize=config.normalize if statistics is None else False,
+        images=False,
     )
     if statistics is not None:
         try:
@@ -191,7 +192,7 @@ def _load_agent(path: Path, algo: str | None, env: str | None, render: bool) -> 
     card = agent.card
     if algo is not None and registry.get_spec(algo).name != card.algorithm:
         raise ConfigError(f"'{path}' is an agent of {card.algorithm}, not of {algo}")
-    envs = agent.env(1 if render else COPIES, render_mode="human" if render else None)
+    envs = agent.env(1, render_mode="human") if render else agent.env(COPIES, images=False)
     recorded = "" if card.environment is None else card.environment.id
     config = RunConfig.model_validate({"algo": card.algorithm, "env": env or recorded})
     return LoadedRun(config, agent, envs, None, path)

@@ -194,6 +194,7 @@ def _build(config: RunConfig, home: Path, lock: BaseFileLock, checkpoint: Checkp
                 monitor_dir=home,
                 gamma=config.hyperparameters.get("gamma"),
                 tape=bool(config.checkpoint_every),
+                images=bool(callbacks),  # which may record videos
             )
         except SpinupError:
             raise
@@ -242,7 +243,8 @@ def train(config: RunConfig, folder: str | Path = "runs", callbacks: Sequence[Ba
 
     :param config: the configuration
     :param folder: folder of all runs
-    :param callbacks: callbacks besides the configuration's
+    :param callbacks: callbacks besides the configuration's; for those that take images, the configuration's ``env_kwargs``
+        need ``render_mode="rgb_array"``
     """
     run = prepare(config, folder)
     run.learn(callbacks)

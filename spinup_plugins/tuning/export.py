@@ -156,7 +156,7 @@ def _entry(
     config = completed(base, None)
     policy = config.policy
     if policy is None:
-        envs = make_env(env, env_kwargs=config.env_kwargs, wrappers=config.wrappers)
+        envs = make_env(env, env_kwargs=config.env_kwargs, wrappers=config.wrappers, images=False)
         policy = registry.choose_policy(registry.get_class(definition.algo), envs.observation_space)
         envs.close()
     run = {key: getattr(config, key) for key in RUN_KEYS if key not in ("policy", "provenance")}

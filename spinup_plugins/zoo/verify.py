@@ -55,7 +55,7 @@ def _verdict(entry: Entry, episodes: int, seed: int, level: float) -> Verdict:
         agent = load_agent(entry.algo, entry.env)
         was = _returns(agent.card.scores)
         _check_page(entry, agent.hash)
-        env = agent.env(n_envs=COPIES)
+        env = agent.env(n_envs=COPIES, images=False)
         try:
             played = evaluate(agent, env, episodes, seed=derived_seed(seed, "selection")).returns
         finally:
