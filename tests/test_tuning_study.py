@@ -460,7 +460,14 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "| ppo | tuning_envs:Target-v0 | 64 | 6 | last | 3 |" in capsys.readouterr().out
     for arguments, message in (
         (["tune", "ppo"], "which algorithm and environment?"),
-        ([*small, "--seed", "1"], "exists with seed=0, not 1"),
+        (
+            [*small, "--seed", "1"],
+            f"'{folder}' has the results of another study, with seed=0, not 1: take another folder (--out)",
+        ),
+        (
+            [*small, "--seed", "1", "--out", "elsewhere", "--storage", str(folder / "study.journal")],
+            "exists with seed=0, not 1",
+        ),
         ([*small, "--until-trials", "0"], "--until-trials must be at least 1, not 0"),
         ([*small, "--reference", "x"], "--reference x: expected ENV=LOW:HIGH"),
         ([*small, "--grace", "0"], "--grace must be above 0"),
@@ -470,3 +477,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         error = capsys.readouterr().err
         assert message in error
         assert len(error.strip().splitlines()) == 1
+    for file in folder.glob("study.journal*"):
+        file.unlink()  # which a repository's studies come without
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main([*common, "--until-trials", "2"]) == 2
+    assert "has the results of another study, with bases." in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
+    monkeypatch.chdir("my studies")
+    assert main(["tune", "--table"]) == 0, "ours, where there are none here"
+    assert "| sac | Pendulum-v1 |" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from spinup_plugins.cli.console import Debug, assignments, clock, complain, number, option_name, reporting, show
 from spinup_plugins.errors import ConfigError
+from spinup_plugins.paths import data_dir
 from spinup_plugins.yaml_files import parse_yaml
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def command(
     ] = None,
     table: Annotated[
         bool,
-        typer.Option("--table", help="Only print a table of all studies in --out, or tuning/studies. Default: off."),
+        typer.Option("--table", help="Only print a table of all studies in --out, tuning/studies or ours. Default: off."),
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -173,7 +174,8 @@ def command(
         if table:
             from spinup_plugins.tuning.export import table as all_studies
 
-            print(all_studies(out or Path("tuning/studies")), end="")
+            here = Path("tuning/studies")
+            print(all_studies(out or (here if here.is_dir() else data_dir("tuning") / "studies")), end="")
             return
         if algo is None or envs is None:
             raise ConfigError("which algorithm and environment? spinup tune ALGO ENV")
@@ -184,7 +186,7 @@ def command(
             if seconds <= 0:
                 raise ConfigError(f"{name} must be above 0, not {seconds}")
         from spinup_plugins.runs.config import Layer, file_layer
-        from spinup_plugins.tuning.export import study_folder
+        from spinup_plugins.tuning.export import require_own, study_folder
         from spinup_plugins.tuning.study import create, define, open_storage, without_password
         from spinup_plugins.tuning.workers import Orders
 
@@ -205,6 +207,7 @@ def command(
             constraints=list(constraint or ()), top=confirm_top, race_seeds=race_seeds, confirm_seeds=confirm_seeds,
         )  # fmt: skip
         folder = out if out is not None else study_folder(definition.algo, definition.envs)
+        require_own(folder, definition)
         where = storage if storage is not None else str(folder / "study.journal")
         if dashboard:
             _require_dashboard()

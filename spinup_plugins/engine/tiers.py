@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -17,8 +18,9 @@ EngineName: TypeAlias = Literal["auto", "torch", "numpy", "native"]
 
 #: said once per process where the native tier would serve but is not built
 NOT_BUILT = (
-    "the native tier is not built (no C compiler at installation); with one, updates of small networks are about twice as"
-    " fast: pip install --force-reinstall --no-deps --no-binary spinup-plugins spinup-plugins"
+    f"the native tier is not built in '{Path(__file__).parent}' (no C compiler at installation, or a checkout that another"
+    " installation lies beside); built, updates of small networks are about twice as fast: install it anew with a compiler,"
+    " a checkout by 'pip install -e .'"
 )
 
 

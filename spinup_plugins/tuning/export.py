@@ -23,10 +23,10 @@ from spinup_plugins.tuning import confirm
 from spinup_plugins.tuning.confirm import DEFAULT, Verdict
 from spinup_plugins.tuning.objective import METRICS, configured
 from spinup_plugins.tuning.slots import Slot, slots_of
-from spinup_plugins.tuning.study import Definition, definition_of
+from spinup_plugins.tuning.study import Definition, definition_of, different
 from spinup_plugins.yaml_files import dump_yaml, load_yaml
 
-__all__ = ["BEST", "REPORT", "VERDICT", "Export", "export", "importances", "study_folder", "table"]
+__all__ = ["BEST", "REPORT", "VERDICT", "Export", "export", "importances", "require_own", "study_folder", "table"]
 
 BEST, REPORT, TRIALS, CONFIRMATION, STUDY, VERDICT = (
     "best.yml", "report.md", "trials.csv", "confirmation.csv", "study.yml", "verdict.json"
@@ -51,6 +51,33 @@ class Export(NamedTuple):
 def study_folder(algo: str, envs: Sequence[str], parent: Path = Path("tuning/studies")) -> Path:
     """Return where a study is kept: ``<parent>/<algo>/<env>``, several environments joined by ``+``."""
     return parent / file_name(algo) / "+".join(file_name(env.rpartition(":")[2]) for env in envs)
+
+
+def require_own(folder: Path, definition: Definition) -> None:
+    """See that a folder has no results of another study, which is not in the storage of this one.
+
+    :param folder: where a study is to be exported
+    :param definition: the study's
+    :raises ConfigError: it has, or its study.yml cannot be read
+    """
+    if not (folder / STUDY).is_file():
+        return
+    there, _ = _read(folder / STUDY)
+    difference = different(there, definition)
+    if difference is not None:
+        raise ConfigError(
+            f"'{folder}' has the results of another study, with {difference}: take another folder (--out), or the same options"
+        )
+
+
+def _read(file: Path) -> tuple[Definition, int]:
+    """Return the definition in a study.yml, and how many trials counted."""
+    try:
+        study, _ = load_yaml(file)
+        trials = study.pop("until_trials")
+        return Definition(**{key: value for key, value in study.items() if key != "command"}), trials
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"'{file.parent}': its study cannot be read ({one_line(error)})") from error
 
 
 def export(study: optuna.Study, folder: Path, *, until: int, command: str = "") -> Export:
@@ -133,11 +160,9 @@ def table(parent: Path) -> str:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             verdict = Verdict(*(data[key] for key in Verdict._fields))
-            study, _ = load_yaml(file.with_name(STUDY))
-            trials = study.pop("until_trials")
-            definition = Definition(**{key: value for key, value in study.items() if key != "command"})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"'{file.parent}': its study cannot be read ({one_line(error)})") from error
+        definition, trials = _read(file.with_name(STUDY))
         steps = ", ".join(f"{base['n_timesteps']:,}" for base in definition.bases.values())
         won = _with_interval(verdict.score, verdict.interval) if verdict.better else "the default"
         cells = (

@@ -443,11 +443,18 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _require_same(name: str, there: Definition, wanted: Definition) -> None:
-    difference = _difference(there.model_dump(mode="json"), wanted.model_dump(mode="json"), ())
+    difference = different(there, wanted)
     if difference is not None:
-        path, first, second = difference
-        spelled = f"{'.'.join(path)}={json.dumps(first)[:80]}, not {json.dumps(second)[:80]}"
-        raise ConfigError(f"study {name!r} exists with {spelled}: take another --study-name, or the same options")
+        raise ConfigError(f"study {name!r} exists with {difference}: take another --study-name, or the same options")
+
+
+def different(there: Definition, wanted: Definition) -> str | None:
+    """Return the first difference between two definitions, as ``key=value, not value``; None if they are alike."""
+    difference = _difference(there.model_dump(mode="json"), wanted.model_dump(mode="json"), ())
+    if difference is None:
+        return None
+    path, first, second = difference
+    return f"{'.'.join(path)}={json.dumps(first)[:80]}, not {json.dumps(second)[:80]}"
 
 
 def _difference(first: Any, second: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...], Any, Any] | None:
