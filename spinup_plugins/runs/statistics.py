@@ -66,7 +66,7 @@ class Summary:
 
 
 def interquartile_mean(values: Sequence[float] | NDArray[np.float64], axis: int | None = None) -> NDArray[np.float64]:
-    """Mean of the middle half: the lowest and the highest quarter (rounded down) are dropped.
+    """Mean of the middle half: the lowest and the highest quarter, rounded down, are dropped; of three or fewer, none.
 
     :param values: sample, any shape
     :param axis: axis to reduce; None reduces all of them
