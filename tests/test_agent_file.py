@@ -483,6 +483,21 @@ def test_a_run_becomes_an_agent_that_plays_as_it_did(run: Path) -> None:
     assert by_hand.environment == card.environment
 
 
+def test_the_agent_of_a_run_learns_with_the_arguments_of_the_run(tmp_path: Path) -> None:
+    small = {"buffer_size": 300, "learning_starts": 16, "policy_kwargs": {"net_arch": [8]}}
+    config = RunConfig(algo="sac", env="Pendulum-v1", n_timesteps=32, eval_every=0, final_episodes=1, hyperparameters=small)
+    _, agent = export(train(config, tmp_path).folder)
+    assert {key: agent.card.arguments[key] for key in ("buffer_size", "learning_starts")} == {
+        "buffer_size": 300,
+        "learning_starts": 16,
+    }
+    model = agent.model()
+    assert isinstance(model, SAC)
+    model.learn(10, reset_num_timesteps=False)
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.size() == 10
+
+
 def test_the_command_line_converts_both_ways(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

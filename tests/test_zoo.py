@@ -292,3 +292,16 @@ def test_every_entry_of_the_package() -> None:
 def test_some_published_agents(entry: Entry) -> None:
     (verdict,) = verify([entry], episodes=20)
     assert verdict.fault == ""
+
+
+@pytest.mark.parametrize("entry", [e for e in entries() if published(*e).is_file()], ids=lambda entry: "-".join(entry))
+def test_published_agents_learn_with_the_numbers_of_their_runs(entry: Entry) -> None:
+    values = load(published(*entry).with_name("config.yml")).hyperparameters
+    arguments = load_agent(*entry).card.arguments
+    numbers = {
+        key
+        for key, value in values.items()
+        if isinstance(value, (int, float)) and isinstance(arguments.get(key), (int, float))
+    }
+    assert {"gamma", "n_steps"} <= numbers
+    assert {key: arguments[key] for key in numbers} == {key: values[key] for key in numbers}

@@ -1,8 +1,10 @@
 """How well a policy does: undiscounted, unnormalised returns of whole episodes from reproducible initial states."""
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import ZipFile
 
 import numpy as np
 from pydantic_core import to_json
@@ -179,6 +181,8 @@ def load_run(
     options: dict[str, Any] = {"buffer_size": 1} if "buffer_size" in schema.constructor_parameters(cls) else {}
     try:
         model = cls.load(file, env=envs, **options)
+        if options:  # the model's own number, which an agent file of it is to have
+            vars(model)["buffer_size"] = json.loads(ZipFile(file).read("data"))["buffer_size"]
     except Exception as error:  # a foreign or damaged file can make Stable-Baselines3 raise anything
         envs.close()
         if isinstance(error, SpinupError):

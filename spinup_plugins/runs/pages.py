@@ -71,8 +71,9 @@ def blocks(comparison: "Comparison", images: Mapping[str, bytes], fractions: Seq
     """
     found: list[Block] = [Heading("Comparison of training runs", 1), _summary(comparison)]
     found.append(
-        "IQM is the interquartile mean over seeds: of the middle half of them, of all where there are fewer than four. Intervals, in brackets, and bands are the "
-        f"{_INTERVAL}; a single seed has none. After Agarwal et al. 2021, arXiv:2108.13264."
+        "IQM is the interquartile mean over seeds: of the middle half of them, of all where there are fewer than four. "
+        f"Intervals, in brackets, and bands are the {_INTERVAL}; a single seed has none. "
+        "After Agarwal et al. 2021, arXiv:2108.13264."
     )
     if any(run.measure == "training" for group in comparison.groups for run in group.runs):
         found.append(

@@ -37,11 +37,12 @@ from `results/`; [report/](report/README.md) has curves, intervals and compariso
 `spinup zoo train ALGORITHM ENVIRONMENT --seeds 3` makes a row again; `spinup zoo verify` plays the agents again.
 
 Returns are interquartile means over seeds (of fewer than four: means), each seed's being the mean of 100 episodes after
-training with deterministic actions, and in brackets their 95 % bootstrap interval. *Goal* is the environment's own threshold of being solved, or what
-`goals.csv` says; rows below it are marked ✗. *Spinning Up* is its published curve at as many steps. *Best published* is the
-best mean of the same algorithm over three seeds or more at no more steps; where there is none, that at the fewest steps,
-which are named; and where that is none, of fewer seeds or a number that is not told, ‡. † marks another version of the
-environment which pays about the same, and numbers of versions that do not are in parentheses.
+training with deterministic actions, and in brackets their 95 % bootstrap interval. *Goal* is the environment's own
+threshold of being solved, or what `goals.csv` says; rows below it are marked ✗. *Spinning Up* is its published curve at
+as many steps. *Best published* is the best mean of the same algorithm over three seeds or more at no more steps; where
+there is none, that at the fewest steps, which are named; and where that is none, of fewer seeds or a number that is not
+told, ‡. † marks another version of the environment which pays about the same, and numbers of versions that do not are
+in parentheses.
 """
 
 
