@@ -1,19 +1,21 @@
 """A one-step-at-a-time environment that fails on demand; ``faulty_envs:Faulty-v0`` registers it where it is named."""
 
 import os
+import sys
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-Fault = Literal["none", "raise", "nan", "exit", "interrupt", "reset"]
+Fault = Literal["none", "raise", "nan", "exit", "leave", "interrupt", "reset", "old", "reward", "bare"]
 
 
 class Faulty(gym.Env[np.ndarray, np.ndarray]):
     """Episodes of 10 steps with reward 1, then ``is_success``.
 
-    :param fault: what happens: an exception, a NaN observation, the death of the process, Ctrl-C, or a failing reset
+    :param fault: what happens: an exception, a NaN observation, the death of the process, ``SystemExit``, Ctrl-C, a failing
+        reset, a step as of old Gym, no reward, or a reset without info
     :param at: step, counted over all episodes, at which it happens
     """
 
@@ -29,7 +31,8 @@ class Faulty(gym.Env[np.ndarray, np.ndarray]):
         super().reset(seed=seed)
         if self.fault == "reset" and self.steps >= self.at:
             raise RuntimeError("no reset today")
-        return self.np_random.uniform(-1.0, 1.0, 2).astype(np.float32), {}
+        observation = self.np_random.uniform(-1.0, 1.0, 2).astype(np.float32)
+        return observation if self.fault == "bare" and self.steps >= self.at else (observation, {})  # type: ignore[return-value]
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self.steps += 1
@@ -41,6 +44,12 @@ class Faulty(gym.Env[np.ndarray, np.ndarray]):
                 raise KeyboardInterrupt
             if self.fault == "exit":
                 os._exit(3)
+            if self.fault == "leave":
+                sys.exit(0)
+            if self.fault == "old":
+                return observation, 1.0, False, {}  # type: ignore[return-value]
+            if self.fault == "reward":
+                return observation, None, False, False, {}  # type: ignore[return-value]
             if self.fault == "nan":
                 observation[0] = np.nan
         done = self.steps % 10 == 0
@@ -56,6 +65,11 @@ class Stop(BaseCallback):
 
     def _on_step(self) -> bool:
         return self.n_calls < self.n
+
+
+def leave(local: dict[str, Any], _: dict[str, Any]) -> bool:
+    """Leave the program in the middle of training."""
+    return local["self"].num_timesteps < 25 or sys.exit(0)
 
 
 def stop_at_seven(local: dict[str, Any], _: dict[str, Any]) -> bool:

@@ -267,8 +267,9 @@ def test_a_dead_process_is_named_and_nobody_waits_for_it(cls: type, fault: str, 
 def test_a_reset_that_fails_midway(cls: type, tmp_path: Path) -> None:
     """The environment's own error comes through, files are whole, and training can go on."""
     model = build(cls, Broken("reset"))
-    with pytest.raises(RuntimeError, match=r"^the simulator did not start$"):
+    with pytest.raises(RuntimeError) as caught:
         model.learn(1000, callback=CheckpointCallback(5, str(tmp_path)))
+    assert str(caught.value) == "the simulator did not start"
     assert 20 <= model.num_timesteps <= 24
     assert len(list(tmp_path.iterdir())) == 4
     for path in tmp_path.iterdir():
@@ -371,8 +372,9 @@ def test_other_errors_pass_as_they_are(cls: type) -> None:
         def step(self, action: Any) -> Any:
             raise ValueError("my own business")
 
-    with pytest.raises(ValueError, match=r"^my own business$"):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  # its note of which environment it was would match, too
         learnt(cls, Wrong())
+    assert str(caught.value) == "my own business"
 
     def end_of_file(*_: Any) -> bool:
         raise EOFError("a callback's own")

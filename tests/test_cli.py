@@ -307,10 +307,14 @@ def test_an_unwritable_folder_is_one_line(capsys: pytest.CaptureFixture[str]) ->
         (
             "raise",
             1,
-            "error: ValueError: boom on two lines, after 24 of 64 steps; the model so far is in runs/ppo/Faulty-v0_1",
+            "error: ValueError: boom on two lines, in step() of environment 'Faulty-v0' (number 0), after 24 of 64 steps; the"
+            " model so far is in runs/ppo/Faulty-v0_1",
         ),
         ("nan", 1, "returned NaN"),
-        ("reset", 1, "RuntimeError: no reset today"),
+        ("reset", 1, "RuntimeError: no reset today, in reset() of environment 'Faulty-v0' (number 0), after 29 of 64 steps"),
+        ("old", 1, "error: environment 'Faulty-v0' (number 0) returned 4 values from step(), the interface of old Gym, where"),
+        ("reward", 1, "error: environment 'Faulty-v0' (number 0) returned the reward None from step() where a number is"),
+        ("bare", 1, "error: environment 'Faulty-v0' (number 0) returned one ndarray from reset() where two are expected (ob"),
         ("interrupt", 130, "error: interrupted after 24 of 64 steps; the model so far is in runs/ppo/Faulty-v0_1"),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.wrappers import TransformReward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.monitor import Monitor
@@ -14,6 +15,7 @@ from stepping_envs import SPACES, Coded, Failing, alike, fns
 
 from spinup_plugins.envs import lean
 from spinup_plugins.envs.lean import LeanVecEnv
+from spinup_plugins.envs.tape import EpisodeTape
 from spinup_plugins.errors import EnvError
 
 STATE = ("rewards", "needs_reset", "episode_returns", "episode_lengths", "episode_times", "total_steps", "current_reset_info")
@@ -164,6 +166,76 @@ def test_an_exception_keeps_its_traceback_and_reset_helps() -> None:
     alike(theirs.reset(), ours.reset())
     for _ in range(5):
         same_step(theirs, ours, np.zeros(2, int))
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+@pytest.mark.parametrize("method", ["step", "reset"])
+def test_an_exception_is_itself_with_a_note_of_where_it_was_raised(method: str, kind: type[BaseException]) -> None:
+    error = kind("boom")
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    env = LeanVecEnv(fns(2, Coded, lengths=(1,)))  # whose every step ends an episode
+    env.reset()
+    setattr(env.envs[1], method, fail)
+    env._find(1)
+    with pytest.raises(kind) as caught:
+        env.step(np.zeros(2, int))
+    assert caught.value is error
+    assert error.__notes__ == [f"in {method}() of environment number 1"]
+
+
+FIVE = "where five are expected (observation, reward, terminated, truncated, info)"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda obs, reward, *rest: (obs, reward, *rest[1:]), f"4 values from step(), the interface of old Gym, {FIVE}"),
+        (lambda *result: (*result, 0), f"6 values from step() {FIVE}"),
+        (lambda *_: None, f"one NoneType from step() {FIVE}"),
+        (lambda obs, reward, *rest: (obs, None, *rest), "the reward None from step() where a number is expected"),
+        (lambda obs, reward, *rest: (obs, np.ones(2), *rest), "the reward array([1., 1.]) from step() where a number is ex"),
+        (lambda *result: (*result[:4], None), "the info None from step() where a dict is expected"),
+    ],
+)
+def test_what_is_no_step_is_told(change: Callable[..., Any], message: str) -> None:
+    class Wrong(Coded):
+        def step(self, action: Any) -> Any:
+            return change(*super().step(action))
+
+    env = LeanVecEnv([*fns(1, Coded), *fns(1, Wrong)])
+    env.reset()
+    with pytest.raises(EnvError) as caught:
+        env.step(np.zeros(2, int))
+    assert str(caught.value).startswith(f"environment number 1 returned {message}")
+
+
+def test_old_gyms_step_is_told_where_a_wrapper_stumbles_over_it() -> None:
+    class Old(Coded):
+        def step(self, action: Any) -> Any:
+            return super().step(action)[1:]
+
+    env = LeanVecEnv([lambda: TransformReward(Old(), abs)])
+    env.reset()
+    with pytest.raises(EnvError, match=r"^environment number 0 returned 4 values from step\(\), the interface of old Gym"):
+        env.step(np.zeros(1, int))
+
+
+@pytest.mark.parametrize("taped", [False, True])
+def test_a_reset_without_info_is_told(taped: bool) -> None:
+    class Bare(Coded):
+        observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)  # two numbers would pass for the two values
+
+        def reset(self, **kwargs: Any) -> Any:
+            return np.zeros(2, np.float32)
+
+    def make() -> gym.Env[Any, Any]:
+        return EpisodeTape(Monitor(Bare())) if taped else Bare()
+
+    with pytest.raises(EnvError, match=r"^environment number 0 returned one ndarray from reset\(\) where two are expected"):
+        LeanVecEnv([make]).reset()
 
 
 def monitored(**kwargs: Any) -> list[Callable[[], gym.Env[Any, Any]]]:

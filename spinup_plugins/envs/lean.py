@@ -1,8 +1,10 @@
 """Environments stepped one after the other in this process: Stable-Baselines3's ``DummyVecEnv`` without its overhead."""
 
 import time
+import traceback
 from collections.abc import Callable
 from copy import deepcopy
+from textwrap import shorten
 from typing import Any, NamedTuple, TypeAlias
 
 import gymnasium as gym
@@ -14,7 +16,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from stable_baselines3.common.vec_env.util import dict_to_obs
 
 from spinup_plugins.envs.tape import EpisodeTape
-from spinup_plugins.errors import EnvError
+from spinup_plugins.errors import EnvError, SpinupError
 
 __all__ = ["LeanVecEnv", "env_name"]
 
@@ -37,6 +39,9 @@ _STEPS: dict[type, Any] = {
     OrderEnforcing: OrderEnforcing.step,
     PassiveEnvChecker: PassiveEnvChecker.step,
 }
+
+#: a step that is as it should be
+_STEPPED = (None, 0.0, False, False, dict[str, Any]())
 
 
 class _Path(NamedTuple):
@@ -91,7 +96,7 @@ class LeanVecEnv(DummyVecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Step every environment with the action given before, and reset those whose episode ends.
 
-        :raises EnvError: an observation does not fit the space
+        :raises EnvError: an observation does not fit the space, or what was returned is no step
         """
         rows = self._rows()
         plain = rows.get(None)
@@ -99,56 +104,59 @@ class LeanVecEnv(DummyVecEnv):
         envs, actions, constant = self.envs, self.actions, _CONSTANT
         rewards, dones = np.empty(self.num_envs, np.float32), self._none_done.copy()
         infos: list[Info] = []
-        for index, (env, step, limit, monitor, tape) in enumerate(self._paths):
-            if env is not envs[index]:  # somebody put another in its place
-                env, step, limit, monitor, tape = self._find(index)
-            if monitor is not None and monitor.needs_reset:
-                raise RuntimeError("Tried to step environment that needs reset")
-            observation, reward, terminated, truncated, given = step(actions[index])
-            if limit is not None:
-                limit._elapsed_steps += 1
-                if limit._elapsed_steps >= limit._max_episode_steps:
-                    truncated = True
-            info = given.copy()
-            if given:
-                for key, value in given.items():
-                    if type(value) not in constant:
-                        info[key] = _copy(value)
-            reward = float(reward)
-            if monitor is not None:
-                monitor.rewards.append(reward)
+        result: Any = _STEPPED
+        try:
+            for index, (env, step, limit, monitor, tape) in enumerate(self._paths):
+                if env is not envs[index]:  # somebody put another in its place
+                    env, step, limit, monitor, tape = self._find(index)
+                if monitor is not None and monitor.needs_reset:
+                    raise RuntimeError("Tried to step environment that needs reset")
+                result = step(actions[index])
+                observation, reward, terminated, truncated, given = result
+                if limit is not None:
+                    limit._elapsed_steps += 1
+                    if limit._elapsed_steps >= limit._max_episode_steps:
+                        truncated = True
+                info = given.copy()
+                if given:
+                    for key, value in given.items():
+                        if type(value) not in constant:
+                            info[key] = _copy(value)
+                reward = float(reward)
+                if monitor is not None:
+                    monitor.rewards.append(reward)
+                    if terminated or truncated:
+                        _end_episode(monitor, info)
+                    monitor.total_steps += 1
+                if tape is not None:
+                    tape.add(actions[index], observation)
+                info["TimeLimit.truncated"] = truncated and not terminated
+                infos.append(info)
+                rewards[index] = reward
                 if terminated or truncated:
-                    _end_episode(monitor, info)
-                monitor.total_steps += 1
-            if tape is not None:
-                tape.add(actions[index], observation)
-            info["TimeLimit.truncated"] = truncated and not terminated
-            infos.append(info)
-            rewards[index] = reward
-            if terminated or truncated:
-                dones[index] = True
-                info["terminal_observation"] = _copy(observation)
-                observation, self.reset_infos[index] = env.reset()
-                self._find(index)
-            if plain is not None and type(observation) is np.ndarray and observation.shape == shape:
-                plain[index] = observation
-            else:
-                self._put(rows, index, observation)
+                    dones[index] = True
+                    info["terminal_observation"] = _copy(observation)
+                    observation = self._begin(index)
+                if plain is not None and type(observation) is np.ndarray and observation.shape == shape:
+                    plain[index] = observation
+                else:
+                    self._put(rows, index, observation)
+        except (Exception, SystemExit) as error:
+            self._name(error, index, "step", result)
+            raise
         self.buf_infos, self.buf_rews, self.buf_dones = infos, rewards, dones
         return self._joined(rows), rewards, dones, infos
 
     def reset(self) -> VecEnvObs:
         """Reset every environment with the seeds and options given since the last time.
 
-        :raises EnvError: an observation does not fit the space
+        :raises EnvError: an observation does not fit the space, or comes without an info
         """
         rows = self._rows()
         self._started = True
-        for index, env in enumerate(self.envs):
+        for index in range(self.num_envs):
             options = {"options": self._options[index]} if self._options[index] else {}
-            observation, self.reset_infos[index] = env.reset(seed=self._seeds[index], **options)
-            self._put(rows, index, observation)
-            self._find(index)
+            self._put(rows, index, self._begin(index, seed=self._seeds[index], **options))
         self._reset_seeds()
         self._reset_options()
         return self._joined(rows)
@@ -163,6 +171,34 @@ class LeanVecEnv(DummyVecEnv):
         super().set_attr(attr_name, value, indices)
         for index in range(self.num_envs if self._started else 0):
             self._find(index)
+
+    def _begin(self, index: int, **kwargs: Any) -> Any:
+        """Reset an environment and return what it observes."""
+        try:
+            result: Any = self.envs[index].reset(**kwargs)
+        except (Exception, SystemExit) as error:
+            self._name(error, index, "reset")
+            raise
+        if not isinstance(result, (tuple, list)) or len(result) != 2:
+            name = env_name(self.envs[index], self._first + index)
+            raise EnvError(f"{name} returned {_count(result)} from reset() where two are expected (observation, info)")
+        observation, self.reset_infos[index] = result
+        self._find(index)
+        return observation
+
+    def _name(self, error: BaseException, index: int, method: str, result: Any = _STEPPED) -> None:
+        """Note at ``error`` in which environment it was raised; what is no step's ``result`` is an error of ours instead."""
+        if isinstance(error, SpinupError):
+            return
+        name, notes = env_name(self.envs[index], self._first + index), getattr(error, "__notes__", [])
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if isinstance(frame.f_locals.get("self"), gym.Wrapper) and str(error).endswith("to unpack (expected 5, got 4)"):
+            result = [None] * 4  # that is what the wrapper was given
+        problem = _problem(result)
+        if problem:
+            raise EnvError(f"{name} returned {problem}") from error
+        if not any(note.endswith(name) for note in notes):  # by reset() in a step
+            error.__notes__ = [*notes, f"in {method}() of {name}"]  # add_note() is Python 3.11's
 
     def _find(self, index: int) -> _Path:
         """Find the shortest way to a step of an environment, and keep to it until its next reset."""
@@ -231,6 +267,24 @@ def env_name(env: Env, number: int) -> str:
     """
     spec = getattr(env, "spec", None)
     return f"environment number {number}" if spec is None else f"environment {spec.id!r} (number {number})"
+
+
+def _problem(result: Any) -> str:
+    """Tell what keeps ``result`` from being what a step returns; "" for nothing."""
+    if not isinstance(result, (tuple, list)) or len(result) != 5:
+        old = ", the interface of old Gym," if isinstance(result, (tuple, list)) and len(result) == 4 else ""
+        return f"{_count(result)} from step(){old} where five are expected (observation, reward, terminated, truncated, info)"
+    try:
+        float(result[1])
+    except (TypeError, ValueError, RuntimeError):  # torch's
+        return f"the reward {shorten(repr(result[1]), 80)} from step() where a number is expected"
+    return (
+        "" if hasattr(result[4], "items") else f"the info {shorten(repr(result[4]), 80)} from step() where a dict is expected"
+    )
+
+
+def _count(result: Any) -> str:
+    return f"{len(result)} values" if isinstance(result, (tuple, list)) else f"one {type(result).__name__}"
 
 
 def _copy(value: Any) -> Any:

@@ -75,8 +75,10 @@ class EpisodeTape(gym.Wrapper[Any, Any, Any, Any]):
         self._generator = None if seeded else _generator(self.unwrapped)
         self._arguments = deepcopy(kwargs) if kwargs.get("options") else kwargs
         self._actions = []
-        self._observation, info = self.env.reset(**kwargs)
-        return self._observation, info
+        result = self.env.reset(**kwargs)
+        if isinstance(result, (tuple, list)):  # else it is refused by whoever wants it
+            self._observation = result[0]
+        return result
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, Info]:
         """Take a step.

@@ -85,11 +85,15 @@ _STATUS = TypeAdapter(Status)
 
 
 def one_line(error: BaseException) -> str:
-    """Return what ``error`` says on one line, after its type unless it is one of ours, whose text says it all."""
+    """Return what ``error`` says on one line, after its type unless it is one of ours, whose text says it all.
+
+    Notes follow, such as the one about the environment that raised it.
+    """
     text = " ".join(str(error).split())
     if isinstance(error, SpinupError):
         return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    notes = (" ".join(note.split()) for note in getattr(error, "__notes__", ()))
+    return ", ".join([f"{type(error).__name__}: {text}" if text else type(error).__name__, *notes])
 
 
 @contextmanager
