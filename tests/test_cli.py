@@ -312,6 +312,7 @@ def test_an_unwritable_folder_is_one_line(capsys: pytest.CaptureFixture[str]) ->
         ),
         ("nan", 1, "returned NaN"),
         ("reset", 1, "RuntimeError: no reset today, in reset() of environment 'Faulty-v0' (number 0), after 29 of 64 steps"),
+        ("leave", 1, "SystemExit: 0, in step() of environment 'Faulty-v0' (number 0), after 24 of 64 steps; the model so far"),
         ("old", 1, "error: environment 'Faulty-v0' (number 0) returned 4 values from step(), the interface of old Gym, where"),
         ("reward", 1, "error: environment 'Faulty-v0' (number 0) returned the reward None from step() where a number is"),
         ("bare", 1, "error: environment 'Faulty-v0' (number 0) returned one ndarray from reset() where two are expected (ob"),

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import VecNormalize
 
-from spinup_plugins.errors import ConfigError, ModelFileError
+from spinup_plugins.environments import make_env
+from spinup_plugins.errors import ConfigError, EnvError, ModelFileError
+from spinup_plugins.registry import make
 from spinup_plugins.runs.config import RunConfig
 from spinup_plugins.runs.evaluation import Evaluation, derived_seed, evaluate, evaluation_env, load_run
 from spinup_plugins.runs.files import Status
@@ -86,6 +88,12 @@ def test_successes_are_counted(tmp_path: Path) -> None:
 def test_an_evaluation_has_at_least_one_episode(run: Run, n: int) -> None:
     with pytest.raises(ConfigError, match=f"the number of episodes must be at least 1, not {n}"):
         evaluate(run.model, evaluation_env(run.config), n)
+
+
+def test_an_environment_that_leaves_the_program_is_told() -> None:
+    faulty = "faulty_envs:Faulty-v0"
+    with pytest.raises(EnvError, match=r"^faulty_envs.py:\d+ told the program to end: SystemExit: 0, in step\(\) of .*v0'"):
+        evaluate(make("ppo", faulty), make_env(faulty, env_kwargs={"fault": "leave", "at": 5}), 1)
 
 
 def test_derived_seeds_differ_by_run_and_purpose() -> None:

@@ -1,4 +1,5 @@
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,16 @@ def test_an_environment_that_cannot_be_built_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_environment_that_leaves_the_program_cannot_be_built(tmp_path: Path) -> None:
+    gym.register("Leaving-v0", sys.exit)
+    try:
+        with pytest.raises(ConfigError, match=r"^cannot build Leaving-v0: SystemExit"):
+            prepare(tiny(env="Leaving-v0"), tmp_path / "runs")
+    finally:
+        del gym.registry["Leaving-v0"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_earlier_run_stays_when_a_later_one_is_refused(tmp_path: Path) -> None:
     train(tiny(), tmp_path)
     with pytest.raises(ConfigError):
@@ -333,6 +344,7 @@ def test_an_earlier_run_stays_when_a_later_one_is_refused(tmp_path: Path) -> Non
         ("raise", ValueError, "failed", "ValueError: boom on two lines"),
         ("reset", RuntimeError, "failed", "RuntimeError: no reset today"),
         ("nan", EnvError, "failed", "environment 'Faulty-v0' (number 0) returned NaN"),
+        ("leave", SpinupError, "failed", "faulty_envs.py:"),
         ("interrupt", KeyboardInterrupt, "interrupted", None),
     ],
 )
@@ -350,6 +362,14 @@ def test_what_was_learnt_is_kept_when_training_stops(
     saved = type(run.model).load(run.folder / "model.zip")
     assert all(th.equal(a, b) for a, b in zip(saved.policy.parameters(), run.model.policy.parameters(), strict=True))
     assert not (run.folder / "evaluation.json").exists()
+
+
+def test_a_callback_that_leaves_the_program_fails_the_run(tmp_path: Path) -> None:
+    run = prepare(tiny(callbacks=["faulty_envs:leave"]), tmp_path)
+    with pytest.raises(SpinupError, match=r"^faulty_envs.py:\d+ told the program to end: SystemExit: 0$") as caught:
+        run.learn()
+    assert Status.read(run.folder) == Status("failed", 25, round(run.seconds, 3), str(caught.value))
+    assert (run.folder / "model.zip").is_file()
 
 
 def test_a_dead_process_is_named(tmp_path: Path) -> None:

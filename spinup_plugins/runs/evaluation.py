@@ -16,10 +16,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from spinup_plugins import registry, schema
 from spinup_plugins.environments import make_env
-from spinup_plugins.errors import ConfigError, ModelFileError, SpinupError
+from spinup_plugins.errors import ConfigError, EnvError, ModelFileError, SpinupError
 from spinup_plugins.runs.agent import SUFFIX, Agent, load_agent
 from spinup_plugins.runs.config import Layer, RunConfig, compose, load
-from spinup_plugins.runs.files import BEST, CONFIG, MODEL, STATUS, Status, one_line, statistics_file
+from spinup_plugins.runs.files import BEST, CONFIG, MODEL, STATUS, Status, one_line, statistics_file, told_to_end
 from spinup_plugins.runs.statistics import Summary, summarise
 from spinup_plugins.wrapping import unrewarded
 
@@ -81,6 +81,7 @@ def evaluate(model: PolicyPredictor, env: VecEnv, n_episodes: int, *, determinis
         generators (Python, NumPy, torch) are seeded
     :param seed: seed of the initial states; environment ``i`` gets ``seed + i``
     :raises ConfigError: fewer than one episode
+    :raises EnvError: an environment broke its contract, or raised ``SystemExit``
     """
     if n_episodes < 1:
         raise ConfigError(f"the number of episodes must be at least 1, not {n_episodes}")
@@ -93,9 +94,12 @@ def evaluate(model: PolicyPredictor, env: VecEnv, n_episodes: int, *, determinis
         if local["done"] and "is_success" in local["info"]:
             successes.append(bool(local["info"]["is_success"]))
 
-    returns, lengths = evaluate_policy(
-        model, env, n_episodes, deterministic=deterministic, return_episode_rewards=True, callback=note_success
-    )
+    try:
+        returns, lengths = evaluate_policy(
+            model, env, n_episodes, deterministic=deterministic, return_episode_rewards=True, callback=note_success
+        )
+    except SystemExit as error:
+        raise EnvError(told_to_end(error)) from error
     assert isinstance(returns, list), "as return_episode_rewards asks for"
     assert isinstance(lengths, list), "likewise"
     return Evaluation(tuple(map(float, returns)), tuple(map(int, lengths)), tuple(successes) or None)

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ __all__ = [
     "let_go",
     "one_line",
     "statistics_file",
+    "told_to_end",
 ]
 
 CONFIG = "config.yml"
@@ -94,6 +96,12 @@ def one_line(error: BaseException) -> str:
         return text
     notes = (" ".join(note.split()) for note in getattr(error, "__notes__", ()))
     return ", ".join([f"{type(error).__name__}: {text}" if text else type(error).__name__, *notes])
+
+
+def told_to_end(error: SystemExit) -> str:
+    """Return on one line what ``error``, which would end this process without a word, says and where it was raised."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(at.filename).name}:{at.lineno} told the program to end: {one_line(error)}"
 
 
 @contextmanager

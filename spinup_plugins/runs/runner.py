@@ -25,7 +25,18 @@ from spinup_plugins.runs.callbacks import Evaluations, load_callback, save_model
 from spinup_plugins.runs.checkpoint import Checkpoint, Checkpoints, read_checkpoint
 from spinup_plugins.runs.config import RunConfig, completed, dump, load, torch_device
 from spinup_plugins.runs.evaluation import Evaluation, derived_seed, evaluate, evaluation_env
-from spinup_plugins.runs.files import CHECKPOINT, CONFIG, EVALUATION, State, Status, claimed, hold, let_go, one_line
+from spinup_plugins.runs.files import (
+    CHECKPOINT,
+    CONFIG,
+    EVALUATION,
+    State,
+    Status,
+    claimed,
+    hold,
+    let_go,
+    one_line,
+    told_to_end,
+)
 
 __all__ = ["Run", "prepare", "resume", "train"]
 
@@ -80,6 +91,7 @@ class Run:
         :param callbacks: callbacks besides the configuration's
         :return: the evaluation after training
         :raises EnvError: an environment broke its contract, or its process died
+        :raises SpinupError: an environment or a callback raised ``SystemExit``
         """
         self.evaluations.evaluated = self.checkpoints.went_back = lambda: self._note(
             "running", seconds=self.checkpoints.seconds
@@ -105,6 +117,10 @@ class Run:
             fault = EnvError("the process of an environment died; its own message stands above")
             self._note("failed", fault)
             raise fault from error
+        except SystemExit as error:  # this process is not an environment's or a callback's to end
+            ended = SpinupError(told_to_end(error))
+            self._note("failed", ended)
+            raise ended from error
         except Exception as error:
             self._note("failed", error)
             raise
@@ -198,7 +214,7 @@ def _build(config: RunConfig, home: Path, lock: BaseFileLock, checkpoint: Checkp
             )
         except SpinupError:
             raise
-        except Exception as error:  # the environment's own code can raise anything
+        except (Exception, SystemExit) as error:  # the environment's own code can raise anything
             raise ConfigError(f"cannot build {config.env}: {one_line(error)}") from error
         on_error.callback(env.close)
         if config.vec_env == "auto":
