@@ -486,24 +486,35 @@ def build(
     :raises ConfigError: an argument is wrong, or the algorithm cannot act in the environment
     """
     from gymnasium import spaces
+    from stable_baselines3.common.preprocessing import is_image_space
 
     from spinup_plugins import schema
 
-    cls = spec.load()
+    cls, observations = spec.load(), env.observation_space
     acts_on = type(env.action_space).__name__
     if acts_on not in spec.action_spaces:
         able = [each.name for each in _BUILT_IN.values() if acts_on in each.action_spaces]
         hint = f"; {', '.join(able)} can" if able else ""
         raise ConfigError(f"{spec.name} cannot act on {env.action_space}, only on {', '.join(spec.action_spaces)}{hint}")
+    if isinstance(observations, spaces.Tuple):
+        raise ConfigError(
+            f"{spec.name} cannot read Tuple observations, {observations}: make a Dict of them, or a vector by the wrapper"
+            " 'flatten_observation'"
+        )
     if policy is None:
-        policy = choose_policy(cls, env.observation_space)
+        policy = choose_policy(cls, observations)
     elif isinstance(policy, str) and ":" not in policy and policy not in cls.policy_aliases:
         hint = nearest(policy, cls.policy_aliases)
         raise UnknownNameError(f"{spec.name} has no policy {policy!r}{hint}; it has {', '.join(cls.policy_aliases)}")
-    elif policy == "MultiInputPolicy" and not isinstance(env.observation_space, spaces.Dict):
-        fits = choose_policy(cls, env.observation_space)
-        raise ConfigError(f"{spec.name}: {policy} reads Dict observations, not {env.observation_space}; {fits} does")
+    elif policy == "MultiInputPolicy" and not isinstance(observations, spaces.Dict):
+        fits = choose_policy(cls, observations)
+        raise ConfigError(f"{spec.name}: {policy} reads Dict observations, not {observations}; {fits} does")
     arguments = schema.resolve(cls, {**values, "policy": policy}, where=where, action_space=env.action_space)
+    options = arguments.get("policy_kwargs") or {}
+    convolves = isinstance(policy, str) and policy.startswith("Cnn") and "features_extractor_class" not in options
+    if convolves and not is_image_space(observations, normalized_image=not options.get("normalize_images", True)):
+        fits = choose_policy(cls, observations)
+        raise ConfigError(f"{spec.name}: {policy} reads images, uint8 from 0 to 255, not {observations}; {fits} does")
     return cls(env=env, **arguments)
 
 

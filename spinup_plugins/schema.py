@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
+from itertools import chain
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
@@ -160,7 +161,7 @@ def resolve(
     :param values: some or all of its constructor arguments
     :param where: place to begin an error with: a text, or a function from the path of keys to it
     :param action_space: gives action noise its shape; without it a noise mapping is checked but left as it is
-    :raises ConfigError: an argument is unknown (the nearest one is suggested) or has the wrong type
+    :raises ConfigError: an argument is unknown (the nearest one is suggested), has the wrong type, or is a layer of no width
     """
     parameters = constructor_parameters(cls)
     resolved = _resolve(cls.__name__, parameters, values, where, (), action_space)
@@ -173,6 +174,11 @@ def resolve(
             resolved["policy_kwargs"] = _resolve(
                 policy_class.__name__, accepted, resolved["policy_kwargs"], where, ("policy_kwargs",), None
             )
+        layers = resolved["policy_kwargs"].get("net_arch") or []
+        widths = chain.from_iterable(layers.values()) if isinstance(layers, dict) else layers
+        if any(isinstance(width, int) and width < 1 for width in widths):
+            place = where if isinstance(where, str) else where(("policy_kwargs", "net_arch"))
+            raise ConfigError(f"{_prefix(place)}net_arch={layers!r}: every layer needs a width of at least 1")
     return resolved
 
 

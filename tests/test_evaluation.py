@@ -188,9 +188,17 @@ def test_a_damaged_model_is_one_line(copy: Path, algo: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_environment_of_other_spaces_is_refused(run: Run) -> None:
-    with pytest.raises(ModelFileError, match=r"as ppo for Pendulum-v1: ValueError: Observation spaces do not match"):
+def test_an_environment_of_other_spaces_is_refused(run: Run, normalised: Run) -> None:
+    message = (
+        r"^Pendulum-v1 is not an environment for '.*model.zip': Observation spaces do not match.*; it was trained on Cart"
+    )
+    with pytest.raises(ConfigError, match=message):
         load_run(run.folder, env="Pendulum-v1")
+    message = (
+        r"^CartPole-v1 is not an environment for '.*vecnormalize.pkl': spaces must have the same shape: \(3,\) != \(4,\)$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_run(normalised.folder, env="CartPole-v1")
 
 
 def test_a_damaged_status_is_named(copy: Path) -> None:

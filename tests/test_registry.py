@@ -33,6 +33,8 @@ from spinup_plugins.registry import (
 )
 from spinup_plugins.testing import OBSERVATION_SPACES, ToyEnv
 
+TUPLE = spaces.Tuple([OBSERVATION_SPACES["Box"]] * 2)
+
 SIX = ("vpg", "trpo", "ppo", "ddpg", "td3", "sac")
 
 
@@ -389,6 +391,16 @@ def test_policies_may_be_given():
             ConfigError,
             "reads Dict observations, not Box.*; MlpPolicy does",
         ),
+        ("ppo", "CartPole-v1", {"policy": "CnnPolicy"}, ConfigError, "CnnPolicy reads images, .*, not Box.*; MlpPolicy does"),
+        ("ppo", OBSERVATION_SPACES["Dict"], {"policy": "CnnPolicy"}, ConfigError, "images, .*, not Dict.*; MultiInputPolicy"),
+        (
+            "ppo",
+            TUPLE,
+            {},
+            ConfigError,
+            r"ppo cannot read Tuple observations, Tuple\(.*\): make a Dict of them, or a vector by",
+        ),
+        ("sb3:ppo", TUPLE, {"policy": "MlpPolicy"}, ConfigError, "by the wrapper 'flatten_observation'"),
         ("ppo", "CartPole-v1", {"n_timesteps": 5}, ConfigError, "'n_timesteps' is no constructor argument"),
         ("sac", "CartPole-v1", {}, ConfigError, r"sac cannot act on Discrete\(2\), only on Box; vpg, trpo, ppo can"),
         ("sb3:ars", OBSERVATION_SPACES["image"], {}, ConfigError, "ARS has no Cnn policy for Box"),
@@ -400,6 +412,14 @@ def test_what_cannot_be_made(name, env, arguments, kind, message):
         env = ToyEnv(env, spaces.Box(-1.0, 1.0, (1,)))
     with pytest.raises(kind, match=message):
         make(name, env, **arguments)
+
+
+def test_images_of_other_numbers_are_read_where_that_is_said():
+    env = ToyEnv(spaces.Box(0.0, 1.0, (3, 36, 36)), spaces.Discrete(2))
+    with pytest.raises(ConfigError, match="CnnPolicy reads images, uint8 from 0 to 255, not"):
+        make("ppo", env, policy="CnnPolicy")
+    make("ppo", env, policy="CnnPolicy", policy_kwargs={"normalize_images": False})
+    make("ppo", env, policy="CnnPolicy", policy_kwargs={"features_extractor_class": "flatten"})
 
 
 def test_an_environment_is_closed_when_its_model_cannot_be_built(monkeypatch):

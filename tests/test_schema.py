@@ -210,6 +210,8 @@ def test_python_objects_pass_through():
         (PPO, {"learning_rate": "linear"}, "learning_rate='linear': expected float | schedule"),
         (PPO, {"policy_kwargs": {"net_arhc": []}}, "ActorCriticPolicy has no argument 'net_arhc' (did you mean 'net_a"),
         (PPO, {"policy_kwargs": {"net_arch": ["64"]}}, "net_arch=['64']: expected list[int] | dict[str, list[int]]"),
+        (PPO, {"policy_kwargs": {"net_arch": [64, -3]}}, "net_arch=[64, -3]: every layer needs a width of at least 1"),
+        (SAC, {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [0]}}}, "'qf': [0]}: every layer needs a width of at least 1"),
         (PPO, {"policy_kwargs": {"lr_schedule": 1.0}}, "ActorCriticPolicy has no argument 'lr_schedule'"),
         (PPO, {"policy_kwargs": [1]}, "policy_kwargs=[1]: expected dict[str, any] | None"),
         (PPO, {"policy_kwargs": {"activation_fn": "rleu"}}, "(did you mean 'relu'?)"),
@@ -237,6 +239,13 @@ def test_the_place_may_depend_on_the_key():
         resolve(PPO, {"policy_kwargs": {"activation": "relu"}}, where="/".join)
     with pytest.raises(ConfigError, match=r"^n_steps: "):
         resolve(PPO, {"n_steps": None}, where="/".join)
+    with pytest.raises(ConfigError, match=r"^policy_kwargs/net_arch: net_arch=\[0\]: every"):
+        resolve(PPO, {"policy_kwargs": {"net_arch": [0]}}, where="/".join)
+
+
+@pytest.mark.parametrize("layers", [[], None, {"pi": [], "vf": [8]}])
+def test_networks_may_be_without_layers(layers):
+    assert resolve(PPO, {"policy_kwargs": {"net_arch": layers}})["policy_kwargs"] == {"net_arch": layers}
 
 
 def test_policy_arguments_are_those_of_the_policy_that_is_named():

@@ -123,7 +123,8 @@ def evaluation_env(config: RunConfig, *, statistics: Path | None = None, render:
     :param config: the run's configuration
     :param statistics: file with the normalisation statistics; None begins with blank ones
     :param render: build a single copy, shown in a window
-    :raises ModelFileError: ``statistics`` is missing, damaged or another environment's
+    :raises ModelFileError: ``statistics`` is missing or damaged
+    :raises ConfigError: they are those of another environment
     """
     env = make_env(
         config.env,
@@ -139,6 +140,8 @@ def evaluation_env(config: RunConfig, *, statistics: Path | None = None, render:
             env = VecNormalize.load(str(statistics), env)
         except Exception as error:  # unpickling a damaged file can raise anything
             env.close()
+            if isinstance(error, AssertionError):  # Stable-Baselines3's, of the spaces' shapes
+                raise ConfigError(f"{config.env} is not an environment for '{statistics}': {error}") from error
             raise ModelFileError(f"cannot load '{statistics}': {one_line(error)}") from error
     if isinstance(env, VecNormalize):
         env.training = False
@@ -157,7 +160,8 @@ def load_run(
     :param env: environment id; needed likewise, otherwise in place of the one it was trained on
     :param render: show one environment in a window
     :raises ModelFileError: there is no such run or model, or it cannot be loaded for that algorithm and environment
-    :raises ConfigError: the configuration beside the model is not valid, or ``algo`` or ``env`` is missing
+    :raises ConfigError: the configuration beside the model is not valid, ``algo`` or ``env`` is missing, or ``env`` has
+        other spaces than the model
     """
     path = Path(path)
     if path.suffix == SUFFIX:
@@ -191,6 +195,11 @@ def load_run(
         envs.close()
         if isinstance(error, SpinupError):
             raise
+        if "spaces do not match" in str(error):
+            own = f"; it was trained on {load(folder / CONFIG).env}" if (folder / CONFIG).is_file() else ""
+            raise ConfigError(
+                f"{config.env} is not an environment for '{file}': {' '.join(str(error).split())}{own}"
+            ) from error
         raise ModelFileError(f"cannot load '{file}' as {spec.name} for {config.env}: {one_line(error)}") from error
     return LoadedRun(config, model, envs, status, file)
 
