@@ -436,6 +436,9 @@ class DropIn(BaseAlgorithm):
                 if damaged is not None:
                     raise ModelFileError(f"cannot load {_name(path)}: {damaged!r} inside it is damaged")
                 if "data" not in archive.namelist():
+                    first = min((each.header_offset for each in archive.infolist()), default=0)
+                    if first:  # the directory found is that of a zip inside, whose outer end is missing
+                        raise zipfile.BadZipFile(f"a whole one begins at byte {first:,}")
                     raise ModelFileError(f"cannot load {_name(path)}: not a Stable-Baselines3 model (it holds no 'data')")
                 data = json.loads(archive.read("data"))
         except ModelFileError:
