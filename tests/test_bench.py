@@ -19,7 +19,7 @@ from spinup_plugins.cli import main
 from spinup_plugins.cli.bench import seed_numbers
 from spinup_plugins.errors import ConfigError, UnknownNameError
 from spinup_plugins.runs import bench as module
-from spinup_plugins.runs.bench import Cell, Progress, bench, grid, results_of, variants
+from spinup_plugins.runs.bench import Cell, Outcome, Progress, bench, grid, results_of, variants
 from spinup_plugins.runs.config import Layer, RunConfig
 from spinup_plugins.runs.files import Status
 from spinup_plugins.runs.pool import Ended, Job
@@ -265,6 +265,20 @@ def test_the_command(tmp_path: Path, in_process: list[str], capsys: pytest.Captu
     ):
         assert main(["bench", "ppo", "CartPole-v1", *arguments, *runs]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_tells_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(cells: Sequence[Cell], *_: Any, **__: Any) -> Iterator[Outcome]:
+        yield Outcome(cells[0], 1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "bench", interrupted)
+    assert main(["bench", "ppo", "CartPole-v1", "--seeds", "2", "-f", str(tmp_path)]) == 130
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1] == "error: interrupted after 1 of 2 runs; the same command goes on"
 
 
 def test_a_run_gets_what_is_infinite(tmp_path: Path) -> None:

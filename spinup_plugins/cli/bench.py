@@ -133,7 +133,7 @@ def run_grid(cells: "Sequence[Cell]", folder: Path, *, results: Path, jobs: int 
     :param results: where the results of each algorithm on each environment are written
     :param jobs: runs at a time; None for one per core
     :param ray: address of a Ray cluster to run on instead
-    :raises typer.Exit: with status 1 if a run failed
+    :raises typer.Exit: with status 1 if a run failed, 130 for Ctrl-C
     """
     from spinup_plugins.envs.shared import usable_cores
     from spinup_plugins.runs.bench import bench, results_of
@@ -141,17 +141,21 @@ def run_grid(cells: "Sequence[Cell]", folder: Path, *, results: Path, jobs: int 
 
     outcomes: list[Outcome] = []
     console, aside = Console(highlight=False, markup=False), Console(stderr=True, highlight=False, markup=False)
-    with Live(console=aside, transient=True, auto_refresh=False) as live:
+    try:
+        with Live(console=aside, transient=True, auto_refresh=False) as live:
 
-        def watch(progress: "Progress") -> None:
-            live.update(_table(cells, outcomes, progress), refresh=aside.is_terminal)
+            def watch(progress: "Progress") -> None:
+                live.update(_table(cells, outcomes, progress), refresh=aside.is_terminal)
 
-        for outcome in bench(cells, folder, jobs=jobs if jobs is not None else usable_cores(), ray=ray, watch=watch):
-            outcomes.append(outcome)
-            if outcome.error:
-                complain("error", f"{outcome.cell}: {outcome.error}")
-            elif outcome.seconds:
-                live.console.print(f"{outcome.cell}: done in {outcome.seconds:,.0f} s", soft_wrap=True)
+            for outcome in bench(cells, folder, jobs=jobs if jobs is not None else usable_cores(), ray=ray, watch=watch):
+                outcomes.append(outcome)
+                if outcome.error:
+                    complain("error", f"{outcome.cell}: {outcome.error}")
+                elif outcome.seconds:
+                    live.console.print(f"{outcome.cell}: done in {outcome.seconds:,.0f} s", soft_wrap=True)
+    except KeyboardInterrupt:
+        complain("error", f"interrupted after {len(outcomes)} of {len(cells)} runs; the same command goes on")
+        raise typer.Exit(130) from None
     found = results_of(cells)
     for home, each in found.items():
         write_results(results / home.relative_to(folder), each)
