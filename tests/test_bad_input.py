@@ -532,7 +532,7 @@ def test_attributes_that_were_tampered_with(cls: type, zips: dict[type, bytes]) 
     for variant in variants:
         stream = rewritten(zips[cls], "data", json.dumps(variant))
         for kwargs in ({}, {"gamma": 0.5}):
-            with pytest.raises((ModelFileError, UnknownNameError, AssertionError)) as caught:
+            with pytest.raises((ModelFileError, ConfigError, UnknownNameError, AssertionError)) as caught:
                 cls.load(stream, **kwargs)
             one_line(caught.value)
 
@@ -571,6 +571,17 @@ def test_the_same_file_still_loads_after_all_that(cls: type, zips: dict[type, by
         (SAC, {"batch_size": 0}, "at least 1"),
         (SAC, {"critic_loss_coef": -1}, "at least 0"),
         (SAC, {"gradient_steps": -7}, "at least -1"),
+        (SAC, {"gradient_steps": "all"}, "a whole number, an int"),
+        (SAC, {"train_freq": 0}, "at least 1"),
+        (TD3, {"train_freq": (0, "step")}, "at least 1"),
+        (DDPG, {"train_freq": (-1, "episode")}, "at least 1"),
+        (SAC, {"action_noise": np.float32(-0.5)}, "at least 0"),
+        (TD3, {"action_noise": "norml"}, "a number, an ActionNoise or None"),
+        (SAC, {"action_noise": {"noise": "normal", "sigma": 0.1}}, "a number, an ActionNoise or None"),
+        (PPO, {"seed": 1.5}, "a whole number, an int"),
+        (SAC, {"seed": "a"}, "a whole number, an int"),
+        (VPG, {"seed": np.int64(3)}, "a whole number, an int"),
+        (TRPO, {"seed": -1}, "between 0 and 4294967295"),
         (SAC, {"q_lr": -1e-3}, "at least 0"),
         (SAC, {"target_entropy": float("nan")}, "a number"),
         (PPO, {"batch_size": 0, "normalize_advantage": "batch"}, "at least 1"),
@@ -661,6 +672,23 @@ def test_so_it_is_where_a_network_was_broken_before(cls: type) -> None:
             p.fill_(float("nan"))
     with pytest.raises(DivergedError, match=f"{cls.__name__}: the policy's parameters are NaN or infinite after 0 updates"):
         model.learn(48)
+
+
+# --- observations that nobody can act on -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", TIERS)
+@pytest.mark.parametrize("cls", SIX)
+def test_no_action_is_predicted_from_nan(cls: type, engine: str) -> None:
+    model, one, sane = build(cls, engine=engine), np.array([0.1, np.nan, 0.0], np.float32), np.zeros(3, np.float32)
+    for observation in (one, one.astype(np.float64), np.stack([sane, one]), *([list(one)] if engine != "torch" else [])):
+        for deterministic in (True, False):
+            with pytest.raises(EnvError, match=r"^the observation given to predict\(\) holds NaN$"):
+                model.predict(observation, deterministic=deterministic)
+    assert np.isfinite(model.predict(np.array([1e20, -1e20, 0.0], np.float32))[0]).all()
+    parts = build(cls, toy(spaces.Dict({"a": VECTOR, "b": VECTOR})), "MultiInputPolicy", engine=engine)
+    with pytest.raises(EnvError, match="holds NaN"):
+        parts.predict({"a": sane, "b": one})
 
 
 # --- observations that their space does not know ---------------------------------------------------------------------

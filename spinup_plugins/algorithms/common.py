@@ -29,6 +29,7 @@ from spinup_plugins.algorithms.compilation import check_arguments, compiled, pic
 from spinup_plugins.atomic import replacing
 from spinup_plugins.engine import numpy_ops
 from spinup_plugins.engine.networks import Unsupported, in_torch_order, optimizers
+from spinup_plugins.engine.observations import refuse_nan
 from spinup_plugins.engine.replay import RESET_STEP
 from spinup_plugins.engine.threads import computing_threads, widest_layer
 from spinup_plugins.engine.tiers import Bound, EngineName, Tier, choose, native
@@ -63,6 +64,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("cg_max_steps", "sub_sampling_factor", "target_update_interval"), (1, inf)),
     **dict.fromkeys(("train_v_iters", "n_critic_updates", "line_search_max_iter", "update_after"), (0, inf)),
     "n_threads": (1, inf),
+    "seed": (0, 2**32 - 1),
     "gradient_steps": (-1, inf),
     **dict.fromkeys(("target_kl", "cg_damping", "cg_init_std", "cg_residual_tol", "max_grad_norm"), (0, inf)),
     **dict.fromkeys(("action_noise", "target_policy_noise", "target_noise_clip"), (0, inf)),
@@ -72,7 +74,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 #: those of them that count something
 COUNTS = {name for name, (low, _) in RANGES.items() if low == 1} | {
-    *("train_v_iters", "n_critic_updates", "line_search_max_iter", "update_after", "gradient_steps"),
+    *("train_v_iters", "n_critic_updates", "line_search_max_iter", "update_after", "gradient_steps", "seed"),
 }
 
 #: tiers that a process has told of
@@ -280,10 +282,14 @@ class DropIn(BaseAlgorithm):
         :param episode_start: not used; the policies have no state
         :param deterministic: the most likely actions rather than drawn ones
         :return: actions within the action space's bounds, and ``state``
+        :raises EnvError: on an observation with NaN
         """
         bound = self._tier(acting=True).bound
         actions = None if bound is None else bound.predict(observation, deterministic)
         if actions is None:
+            for part in observation.values() if isinstance(observation, dict) else [observation]:
+                if isinstance(part, np.ndarray) and part.dtype.kind == "f":
+                    refuse_nan(part)
             return super().predict(observation, state, episode_start, deterministic)
         return actions, state
 
@@ -299,7 +305,8 @@ class DropIn(BaseAlgorithm):
         for name, (low, high) in RANGES.items():
             value: Any = getattr(self, name, None)
             number = isinstance(value, Real)
-            if number and name in COUNTS and not isinstance(value, Integral):
+            # Python's own random numbers take no seed of NumPy's types.
+            if name in COUNTS and value is not None and not isinstance(value, int if name == "seed" else Integral):
                 raise ConfigError(f"{type(self).__name__}: {name}={value!r} must be a whole number, an int")
             if number and not low <= value <= high:
                 limits = f"at least {low}" if high == inf else f"between {low} and {high}"

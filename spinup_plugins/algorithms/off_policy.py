@@ -133,13 +133,20 @@ class OffPolicy(DropIn, OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_ranges()
         choice("noise_units", self.noise_units, NoiseUnits)
-        if isinstance(self.action_noise, (int, float)):
+        frequency = self.train_freq[0] if isinstance(self.train_freq, tuple) else self.train_freq
+        if isinstance(frequency, int) and frequency < 1:
+            raise ConfigError(f"{type(self).__name__}: train_freq={self.train_freq!r} must be at least 1")
+        if isinstance(self.action_noise, (int, float, np.number)):
             self.action_noise = NormalActionNoise(
                 np.zeros(self._action_half_range().shape),
                 np.full(self._action_half_range().shape, self.action_noise) / self._noise_unit(),
             )
         elif isinstance(self.action_noise, VectorizedActionNoise) and self.action_noise.n_envs != self.n_envs:
             self.action_noise = self.action_noise.base_noise  # loaded for another number of environments
+        elif not isinstance(self.action_noise, ActionNoise | None):
+            raise ConfigError(
+                f"{type(self).__name__}: action_noise={self.action_noise!r} must be a number, an ActionNoise or None"
+            )
         own = {**self.replay_buffer_kwargs, "n_steps": self.n_steps, "gamma": self.gamma}
         if self.n_steps > 1 and self.replay_buffer_class is NStepReplayBuffer and self.replay_buffer_kwargs == own:
             self.replay_buffer_class = None  # from a zip: SB3 filled it in, and would warn of it as of a custom one

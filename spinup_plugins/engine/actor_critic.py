@@ -15,7 +15,7 @@ from torch import nn
 
 from spinup_plugins.engine.heads import make_head
 from spinup_plugins.engine.networks import MLP, Adam, Floats, Memory, Shape, Unsupported, Wiring, readable, shape_of
-from spinup_plugins.engine.observations import Observations, check_extractor
+from spinup_plugins.engine.observations import Observations, check_extractor, refuse_nan
 
 __all__ = ["ActorCritic", "Rollout", "flattened"]
 
@@ -128,6 +128,8 @@ class ActorCritic:
         if prepared is None:
             return None
         x, several = prepared
+        if not self.ops.finite(x):
+            refuse_nan(x)
         params = self.ops.mlp_forward(self.actor, self.actor.tape(len(x)), x)
         actions = self.head.draw(params, deterministic).reshape(-1, *self.action_space.shape)
         if isinstance(self.action_space, spaces.Box):

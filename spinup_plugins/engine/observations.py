@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
@@ -14,7 +15,7 @@ from torch import nn
 from spinup_plugins.engine.networks import Floats, Unsupported
 from spinup_plugins.errors import EnvError
 
-__all__ = ["Observations", "check_extractor"]
+__all__ = ["Observations", "check_extractor", "refuse_nan"]
 
 
 def check_extractor(extractor: nn.Module) -> None:
@@ -23,6 +24,12 @@ def check_extractor(extractor: nn.Module) -> None:
         raise Unsupported(f"a features extractor of class {type(extractor).__name__}")
     if isinstance(extractor, CombinedExtractor) and any(type(m) is not nn.Flatten for m in extractor.extractors.values()):
         raise Unsupported("images")
+
+
+def refuse_nan(observations: npt.NDArray[Any]) -> None:
+    """Raise :class:`EnvError` for observations with NaN, of which there would be no action but NaN, or any."""
+    if np.isnan(observations).any():
+        raise EnvError("the observation given to predict() holds NaN")
 
 
 class Observations:

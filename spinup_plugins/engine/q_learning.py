@@ -18,7 +18,7 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
 from spinup_plugins.engine.networks import MLP, Adam, Floats, Memory, Shape, Tape, Unsupported, Wiring, readable, shape_of
-from spinup_plugins.engine.observations import Observations, check_extractor
+from spinup_plugins.engine.observations import Observations, check_extractor, refuse_nan
 
 __all__ = ["ActorCritic", "DeterministicActorCritic", "Transitions"]
 
@@ -141,6 +141,8 @@ class ActorCritic:
         if prepared is None:
             return None
         x, several = prepared
+        if not self.ops.finite(x):
+            refuse_nan(x)
         actions = self.act(x, deterministic).reshape(-1, *self.action_shape)
         actions = self.low + (0.5 * (actions + 1.0) * self.range)  # BasePolicy.unscale_action
         return actions if several else actions[0]

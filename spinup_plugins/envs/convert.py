@@ -7,6 +7,7 @@ import multiprocessing
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -75,6 +76,10 @@ def as_vec_env(
     if vec_env not in VEC_ENVS:
         kinds = ", ".join(map(repr, VEC_ENVS))
         raise ConfigError(f"vec_env must be one of {kinds}, not {vec_env!r}{nearest(str(vec_env), VEC_ENVS)}")
+    counts: dict[str, Any] = {"n_envs": n_envs, "seed": seed}
+    for name, count in counts.items():
+        if count is not None and not isinstance(count, Integral):
+            raise ConfigError(f"{name}={count!r} must be a whole number, an int")
     if n_envs is not None and n_envs < 1:
         raise ConfigError(f"n_envs must be at least 1, not {n_envs}")
     if autoreset_mode is not None and (is_envpool(source) or not isinstance(source, VectorEnv)):
