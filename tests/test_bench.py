@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -141,13 +142,17 @@ def test_ctrl_c_leaves_runs_that_go_on(tmp_path: Path) -> None:
     values = [argument for key, value in TINY.items() for argument in ("-s", f"{key}={value}")]
     command = [sys.executable, "-m", "spinup_plugins", "bench", "ppo", "CartPole-v1", "--seeds", "1", "-n", "50000", *values]
     protocol = ["--eval-every", "25000", "--eval-episodes", "2", "--final-episodes", "3", "-f", str(tmp_path)]
-    process = subprocess.Popen([*command, *protocol], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores it
+    process = subprocess.Popen(
+        [*command, *protocol], start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    )
     deadline = time.monotonic() + 60
     while cell.status is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors.strip().splitlines()[-1]) == (130, "error: interrupted")
+    last = "error: interrupted after 0 of 1 runs; the same command goes on"
+    assert (process.returncode, errors.strip().splitlines()[-1]) == (130, last)
     assert cell.status is not None
     assert cell.status.state == "interrupted"
     assert [file.name for file in cell.folder.iterdir() if file.name.startswith(".")] == []
