@@ -20,7 +20,7 @@ from spinup_plugins.runs.results import Result, final_summary
 from spinup_plugins.zoo import publish
 from spinup_plugins.zoo.catalog import Entry, entries, median_result
 from spinup_plugins.zoo.publish import card, publish_entry
-from spinup_plugins.zoo.table import GOALS, goal
+from spinup_plugins.zoo.table import GOALS, _row, goal
 from spinup_plugins.zoo.verify import verify
 
 TINY = "CartPole-v1: {n_timesteps: 300, n_envs: 2, n_steps: 50, train_v_iters: 2, normalize: true, provenance: by hand}\n"
@@ -109,6 +109,20 @@ def test_a_card_tells_how_to_train_its_seeds_again(zoo: Path) -> None:
         results = [result(seed, 1.0, 2.0) for seed in seeds]
         text = card(ENTRY, load_agent(*ENTRY), config.model_copy(update={"seed": seeds[1]}), results)
         assert f"`spinup zoo train vpg CartPole-v1 --seeds {spelled}` trains all seeds again" in text
+
+
+def test_a_card_and_the_page_name_arguments_of_the_environment(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(published(*ENTRY).with_name("config.yml"))
+    plain, own = (
+        card(ENTRY, load_agent(*ENTRY), config.model_copy(update={"env_kwargs": kwargs}), ENTRY.results)
+        for kwargs in ({}, {"sutton_barto_reward": False})
+    )
+    assert "made for CartPole-v1 as Gymnasium makes it, under" in plain
+    assert "made for CartPole-v1 as Gymnasium makes it, with `sutton_barto_reward=False`, under" in own
+    assert _row(ENTRY)[0] == "CartPole-v1"
+    values = {**ENTRY.values, "env_kwargs": {"sutton_barto_reward": False}}
+    monkeypatch.setattr(Entry, "values", values)
+    assert _row(ENTRY)[0] == "CartPole-v1 §"
 
 
 def test_what_cannot_be_exported_leaves_the_zoo_as_it_was(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

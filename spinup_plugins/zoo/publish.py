@@ -83,6 +83,8 @@ def card(entry: Entry, agent: Agent, config: RunConfig, results: Sequence[Result
     interval = "" if over_seeds.interval is None else " (95 % interval {:.5g} to {:.5g})".format(*over_seeds.interval)
     assert agent.card.training is not None, "export() wrote the run's configuration"
     versions = ", ".join(f"{name} {value}" for name, value in agent.card.training["versions"].items())
+    arguments = ", ".join(f"`{key}={value!r}`" for key, value in config.env_kwargs.items())
+    made = f"{entry.env} as Gymnasium makes it" + (f", with {arguments}" if arguments else "")
     return f"""# {entry.algo.upper()} on {entry.env}
 
 | | |
@@ -109,7 +111,7 @@ model = agent.model()  # goes on learning; Adam's moments are not kept and begin
 [config.yml](config.yml); `spinup zoo verify {entry.algo} {entry.env}` plays this agent again.
 [evaluation.json](evaluation.json) has every episode.
 
-Limits: it is made for {entry.env} as Gymnasium makes it, under these versions; other versions of the environment or of the
+Limits: it is made for {made}, under these versions; other versions of the environment or of the
 physics can pay it less. What it does off the states that it has seen is not known.
 """
 

@@ -42,7 +42,7 @@ threshold of being solved, or what `goals.csv` says; rows below it are marked �
 as many steps. *Best published* is the best mean of the same algorithm over three seeds or more at no more steps; where
 there is none, that at the fewest steps, which are named; and where that is none, of fewer seeds or a number that is not
 told, ‡. † marks another version of the environment which pays about the same, and numbers of versions that do not are
-in parentheses.
+in parentheses. § marks an environment that is made with arguments of its own, as the entry and the card say.
 """
 
 
@@ -88,7 +88,8 @@ def _row(entry: Entry) -> list[str]:
     agent = f"[card]({card.as_posix()}/README.md)" if published(entry.algo, entry.env).is_file() else ""
     cited = [references.spinning_up(entry.algo, entry.env, steps), references.best(entry.algo, entry.env, steps)]
     others = [", ".join(_cited(each, entry.env, steps) for each in found) for found in cited]
-    return [entry.env, f"{steps:,}", *own, "" if aim is None else _number(aim), *others, agent]
+    env = f"{entry.env} §" if entry.values.get("env_kwargs") else entry.env
+    return [env, f"{steps:,}", *own, "" if aim is None else _number(aim), *others, agent]
 
 
 def _cited(reference: Reference, env: str, steps: int) -> str:
