@@ -12,6 +12,7 @@ from spinup_plugins.errors import ConfigError, EnvError, ModelFileError
 from spinup_plugins.registry import make
 from spinup_plugins.runs.config import RunConfig
 from spinup_plugins.runs.evaluation import Evaluation, derived_seed, evaluate, evaluation_env, load_run
+from spinup_plugins.runs.export import export
 from spinup_plugins.runs.files import Status
 from spinup_plugins.runs.runner import Run, train
 
@@ -63,6 +64,36 @@ def test_statistics_beside_a_model_are_used_without_its_configuration_too(normal
     loaded = load_run(tmp_path / "model.zip", algo="ppo", env="Pendulum-v1")
     assert isinstance(loaded.env, VecNormalize)
     assert evaluate(loaded.model, loaded.env, 6, seed=derived_seed(0, "report")) == normalised.evaluation
+
+
+@pytest.mark.parametrize(
+    ("model", "statistics"),
+    [
+        ("mine_64_steps.zip", "mine_vecnormalize_64_steps.pkl"),  # of Stable-Baselines3's CheckpointCallback
+        ("best_model.zip", "Pendulum-v1/vecnormalize.pkl"),  # of rl_zoo3
+    ],
+)
+def test_statistics_are_used_where_others_put_them(model: str, statistics: str, normalised: Run, tmp_path: Path) -> None:
+    (tmp_path / "Pendulum-v1").mkdir()
+    (tmp_path / "Pendulum-v1" / "args.yml").write_text("algo: ppo\nenv: Pendulum-v1\n")
+    shutil.copy(normalised.folder / "model.zip", tmp_path / model)
+    shutil.copy(normalised.folder / "vecnormalize.pkl", tmp_path / statistics)
+    loaded = load_run(tmp_path / model, algo="ppo", env="Pendulum-v1")
+    assert evaluate(loaded.model, loaded.env, 6, seed=derived_seed(0, "report")) == normalised.evaluation
+    _, agent = export(tmp_path / model, algo="ppo", env="Pendulum-v1")
+    assert agent.card.normalization is not None
+    with pytest.raises(ConfigError, match=r"must be given: --algo ppo --env Pendulum-v1$"):
+        load_run(tmp_path / model)
+
+
+def test_statistics_that_are_not_used_are_told(normalised: Run, tmp_path: Path) -> None:
+    for name in ("a.zip", "b.zip"):
+        shutil.copy(normalised.folder / "model.zip", tmp_path / name)
+    shutil.copy(normalised.folder / "vecnormalize.pkl", tmp_path / "a_vecnormalize.pkl")
+    load_run(tmp_path / "b.zip", algo="ppo", env="Pendulum-v1")
+    (tmp_path / "a_vecnormalize.pkl").rename(tmp_path / "vec_normalize.pkl")
+    with pytest.warns(UserWarning, match=r"vec_normalize.pkl' is not used: statistics of '.*b.zip' would be in '.*b_vecnorm"):
+        load_run(tmp_path / "b.zip", algo="ppo", env="Pendulum-v1")
 
 
 def test_sampled_actions_repeat_with_the_seed(run: Run) -> None:
@@ -164,6 +195,21 @@ def test_a_folder_that_is_no_run_points_to_the_newest_run_inside(run: Run, tmp_p
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ModelFileError, match=r"notes.txt' is not a run folder, a model's .zip or an agent file \(.spinup\)$"):
         load_run(tmp_path / "notes.txt")
+
+
+def test_names_that_are_nearly_those_of_models_point_to_them(tmp_path: Path) -> None:
+    (tmp_path / "mine.zip").touch()
+    with pytest.raises(ModelFileError, match=r"there is nothing of that name \(did you mean '.*mine.zip'\?\)$"):
+        load_run(tmp_path / "mine")
+    (tmp_path / "CartPole-v1").mkdir()
+    for name in ("args.yml", "config.yml"):  # rl_zoo3's, of another kind than ours
+        (tmp_path / "CartPole-v1" / name).touch()
+    with pytest.raises(ModelFileError, match=r"it has no config.yml \(did you mean '.*mine.zip'\?\)$"):
+        load_run(tmp_path)
+    (tmp_path / "ppo" / "CartPole-v1" / "seed0").mkdir(parents=True)
+    (tmp_path / "ppo" / "CartPole-v1" / "seed0" / "config.yml").touch()
+    with pytest.raises(ModelFileError, match=r"it has no config.yml \(did you mean '.*seed0'\?\)$"):
+        load_run(tmp_path)
 
 
 def test_a_published_agents_folder_points_to_its_agent(copy: Path) -> None:

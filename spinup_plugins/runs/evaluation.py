@@ -1,6 +1,7 @@
 """How well a policy does: undiscounted, unnormalised returns of whole episodes from reproducible initial states."""
 
 import json
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +20,21 @@ from spinup_plugins.environments import make_env
 from spinup_plugins.errors import ConfigError, EnvError, ModelFileError, SpinupError
 from spinup_plugins.runs.agent import SUFFIX, Agent, load_agent
 from spinup_plugins.runs.config import Layer, RunConfig, compose, load
-from spinup_plugins.runs.files import BEST, CONFIG, MODEL, STATUS, Status, one_line, statistics_file, told_to_end
+from spinup_plugins.runs.files import (
+    BEST,
+    CONFIG,
+    MODEL,
+    STATUS,
+    ZOO_ARGUMENTS,
+    Status,
+    found_statistics,
+    one_line,
+    told_to_end,
+    zoo_arguments,
+)
 from spinup_plugins.runs.statistics import Summary, summarise
 from spinup_plugins.wrapping import unrewarded
+from spinup_plugins.yaml_files import scalars
 
 __all__ = ["Evaluation", "LoadedRun", "derived_seed", "evaluate", "evaluation_env", "load_run"]
 
@@ -182,8 +195,10 @@ def load_run(
     config = _config(file, algo, env)
     spec = registry.get_spec(config.algo)
     cls = spec.load()
-    normalised = statistics_file(file)
+    normalised = found_statistics(file)
     is_normalised = config.normalize or normalised.is_file()
+    if not is_normalised:
+        _tell_unused_statistics(file, normalised)
     envs = evaluation_env(config, statistics=normalised if is_normalised else None, render=render)
     # An evaluation needs no replay, whose memory would otherwise be taken again.
     options: dict[str, Any] = {"buffer_size": 1} if "buffer_size" in schema.constructor_parameters(cls) else {}
@@ -220,22 +235,34 @@ def _config(file: Path, algo: str | None, env: str | None) -> RunConfig:
     if (file.parent / CONFIG).is_file():
         return load(file.parent / CONFIG).model_copy(update=given)
     if len(given) < 2:
-        raise ConfigError(
-            f"no {CONFIG} lies beside '{file}', so its algorithm and environment must be given: --algo and --env"
-        )
+        known = next((scalars(path) for path in zoo_arguments(file.parent)), {})
+        options = f"--algo {known['algo']} --env {known['env']}" if {"algo", "env"} <= known.keys() else "--algo and --env"
+        raise ConfigError(f"no {CONFIG} lies beside '{file}', so its algorithm and environment must be given: {options}")
     return compose(Layer(given, lambda keys: keys[0]))
+
+
+def _tell_unused_statistics(file: Path, expected: Path) -> None:
+    """Warn of statistics beside a model that are no other model's: without those it was trained with, it plays badly."""
+    others = {found_statistics(path) for path in file.parent.glob("*.zip")}
+    for path in sorted(file.parent.glob("*norm*.pkl")):
+        if path not in others:
+            warnings.warn(f"'{path}' is not used: statistics of '{file}' would be in '{expected}'", stacklevel=3)
 
 
 def _no_run(path: Path) -> str:
     """Tell why ``path``, neither a zip nor an agent file by its name, is not a run folder either."""
     if path.is_dir():
-        return f"'{path}' is not a run folder: it has no {CONFIG}{_newest_run(path)}"
+        return f"'{path}' is not a run folder: it has no {CONFIG}{_newest(path)}"
     missing = "" if path.exists() else ": there is nothing of that name"
-    return f"'{path}' is not a run folder, a model's .zip or an agent file ({SUFFIX}){missing}"
+    named = [near for suffix in (".zip", SUFFIX) if (near := path.with_name(f"{path.name}{suffix}")).is_file()]
+    meant = f" (did you mean '{named[0]}'?)" if named else ""
+    return f"'{path}' is not a run folder, a model's .zip or an agent file ({SUFFIX}){missing}{meant}"
 
 
-def _newest_run(folder: Path) -> str:
-    """Point to the run inside ``folder``, if there are any, that began last."""
-    runs = [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")]
-    newest = max(runs, key=lambda file: file.stat().st_mtime, default=None)
-    return f" (did you mean '{newest.parent}'?)" if newest is not None else ""
+def _newest(folder: Path) -> str:
+    """Point to the run inside ``folder``, if there are any, that began last, else to the newest model in it."""
+    configs = [file for depth in range(1, 5) for file in folder.glob(f"{'*/' * depth}{CONFIG}")]
+    runs = [file for file in configs if not file.with_name(ZOO_ARGUMENTS).is_file()]
+    found = runs or [*folder.glob("*.zip"), *folder.glob(f"*{SUFFIX}")]
+    newest = max(found, key=lambda file: file.stat().st_mtime, default=None)
+    return "" if newest is None else f" (did you mean '{newest.parent if runs else newest}'?)"

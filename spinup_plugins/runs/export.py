@@ -11,7 +11,7 @@ from spinup_plugins.errors import ConfigError
 from spinup_plugins.runs.agent import SUFFIX, Agent, load_agent, save_agent
 from spinup_plugins.runs.config import RunConfig, file_layer, load
 from spinup_plugins.runs.evaluation import load_run
-from spinup_plugins.runs.files import BEST, CONFIG, EVALUATION, MODEL, statistics_file
+from spinup_plugins.runs.files import BEST, CONFIG, EVALUATION, MODEL, found_statistics
 from spinup_plugins.runs.manifest import Environment
 
 __all__ = ["export"]
@@ -53,7 +53,7 @@ def export(
         in_run = (folder / CONFIG).is_file()
         own = f"{prefix}agent{SUFFIX}" if in_run and prefix in ("", BEST) else loaded.file.with_suffix(SUFFIX).name
         target = _target(output, folder / own)
-        statistics = statistics_file(loaded.file)
+        statistics = found_statistics(loaded.file)
         normalization = VecNormalize.load(str(statistics), loaded.env.unwrapped) if statistics.is_file() else None
         scored = folder / EVALUATION
         scores = _scores(scored) if scored.is_file() and own == f"agent{SUFFIX}" else {}

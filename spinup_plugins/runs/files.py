@@ -24,16 +24,19 @@ __all__ = [
     "MODEL",
     "STATUS",
     "VECNORMALIZE",
+    "ZOO_ARGUMENTS",
     "HeldError",
     "State",
     "Status",
     "claimed",
     "file_name",
+    "found_statistics",
     "hold",
     "let_go",
     "one_line",
     "statistics_file",
     "told_to_end",
+    "zoo_arguments",
 ]
 
 CONFIG = "config.yml"
@@ -45,6 +48,8 @@ CHECKPOINT = "checkpoint.pkl"
 """What a run goes on from after it was interrupted; there is none of a finished one."""
 LOCK = ".lock"
 """Held by the process that is at work in the folder; one that was killed leaves it behind, free."""
+ZOO_ARGUMENTS = "args.yml"
+"""Where rl_zoo3 notes a run's algorithm, environment and seed."""
 BEST = "best_"
 """Prefix of :data:`MODEL` and :data:`VECNORMALIZE` for the best policy of the evaluations during training."""
 
@@ -168,6 +173,28 @@ def statistics_file(model: Path) -> Path:
     """
     prefix = model.name.removesuffix(MODEL) if model.name.endswith(MODEL) else f"{model.stem}_"
     return model.with_name(f"{prefix}{VECNORMALIZE}")
+
+
+def found_statistics(model: Path) -> Path:
+    """Look for a model's normalisation statistics also where Stable-Baselines3's ``CheckpointCallback`` and rl_zoo3 put them.
+
+    :param model: ``<name>.zip``
+    :return: the first place that has them; :func:`statistics_file` if none does
+    """
+    own = statistics_file(model)
+    places = [own]
+    if checkpoint := re.fullmatch(r"(.+)_(\d+_steps)", model.stem):
+        places.append(model.with_name(f"{checkpoint[1]}_vecnormalize_{checkpoint[2]}.pkl"))
+    places += [path.with_name(VECNORMALIZE) for path in zoo_arguments(model.parent)]
+    return next((place for place in places if place.is_file()), own)
+
+
+def zoo_arguments(folder: Path) -> list[Path]:
+    """Return the ``<environment>/args.yml`` that make a folder a run of rl_zoo3; none if it is not.
+
+    :param folder: any
+    """
+    return sorted(folder.glob(f"*/{ZOO_ARGUMENTS}"))
 
 
 def _next_free(home: Path, name: str) -> Path:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from spinup_plugins import registry
 from spinup_plugins.errors import ConfigError, SpinupError
 from spinup_plugins.runs.config import load
-from spinup_plugins.runs.files import CONFIG, STATUS, Status, one_line
+from spinup_plugins.runs.files import CONFIG, STATUS, Status, one_line, zoo_arguments
 from spinup_plugins.runs.results import (
     CURVE,
     EVALUATIONS,
@@ -296,7 +296,7 @@ def _names(folder: Path, monitors: Sequence[_Monitor] = ()) -> _Names:
     names = _from_path(folder)
     for monitor in monitors:
         names = names._replace(env=monitor.env or names.env)
-    for path in _zoo_arguments(folder):
+    for path in zoo_arguments(folder):
         known = scalars(path)
         seed = known.get("seed", "")
         names = _Names(
@@ -331,16 +331,12 @@ def _algorithm(label: str) -> str:
 
 
 def _origin(folder: Path) -> Origin:
-    return "rl_zoo3" if _zoo_arguments(folder) else "SB3"
-
-
-def _zoo_arguments(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*/args.yml"))
+    return "rl_zoo3" if zoo_arguments(folder) else "SB3"
 
 
 def _zoo_settings(folder: Path) -> dict[str, str]:
     """Return the hyperparameters that rl_zoo3 notes, as far as they are single values."""
-    paths = [path.with_name(CONFIG) for path in _zoo_arguments(folder)]
+    paths = [path.with_name(CONFIG) for path in zoo_arguments(folder)]
     return {key: value for path in paths if path.is_file() for key, value in scalars(path).items()}
 
 
