@@ -108,6 +108,14 @@ def test_runs_come_before_the_tables_made_of_them(tmp_path: Path) -> None:
     assert [(run.seed, run.final) for run in find_runs([tmp_path])] == [(0, 8.0)]
 
 
+def test_a_report_is_no_run(tmp_path: Path) -> None:
+    """One is often written below the runs that it is of, and is not to be in the next one's way."""
+    pytest.importorskip("matplotlib")
+    evaluations(tmp_path / "ppo" / "CartPole-v1_1", [1.0, 2.0])
+    for _ in range(2):
+        report([tmp_path], tmp_path / "report", strict=True)
+
+
 def test_our_runs_are_told_apart_by_their_settings(tmp_path: Path) -> None:
     for seed in (0, 1):
         for gamma in (0.9, 0.5):

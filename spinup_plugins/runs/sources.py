@@ -37,6 +37,8 @@ Measure: TypeAlias = Literal["evaluation", "training"]
 MONITOR = "monitor.csv"
 READABLE = 40
 """Characters of settings in a label at most; beyond them, variants are numbered."""
+_REPORT = {"curves.csv", "index.html"}
+"""Files of a report, which has a :data:`FINAL`, too, but no runs."""
 _ENV = re.compile(r"(.+-v\d+)(?:_(\d+))?")
 _SEED = re.compile(r"(?:seed|run|trial|exp)?[-_]?(\d+)", re.IGNORECASE)
 _IRRELEVANT = {"seed", "vec_env", "callbacks", "command", "versions", "tensorboard", "preset", "threads"}
@@ -131,7 +133,7 @@ def _scan(folder: Path) -> Iterator[tuple[Path, _Reader]]:
         yield folder, _read_ours
         return
     # Where the runs are still there, the tables made of them are not needed.
-    if names & {CURVE, FINAL} and not any((each / STATUS).is_file() for each in below):
+    if names & {CURVE, FINAL} and not (names >= _REPORT or any((each / STATUS).is_file() for each in below)):
         yield folder, _read_tables
     elif EVALUATIONS in names:
         yield folder, _read_evaluations
