@@ -108,6 +108,13 @@ def test_runs_come_before_the_tables_made_of_them(tmp_path: Path) -> None:
     assert [(run.seed, run.final) for run in find_runs([tmp_path])] == [(0, 8.0)]
 
 
+def test_an_environment_is_the_same_whoever_names_its_module(tmp_path: Path) -> None:
+    """Monitors and folders tell the id alone, and configurations the module that registers it, too."""
+    ours(tmp_path / "a", env="gymnasium:CartPole-v1")
+    monitor(tmp_path / "b" / "0.monitor.csv", [1.0], env="CartPole-v1")
+    assert {run.env for run in find_runs([tmp_path])} == {"CartPole-v1"}
+
+
 def test_a_report_is_no_run(tmp_path: Path) -> None:
     """One is often written below the runs that it is of, and is not to be in the next one's way."""
     pytest.importorskip("matplotlib")

@@ -51,7 +51,7 @@ class Found:
 
     :param label: what it is compared as
     :param algo: its algorithm in lower case, or "" where it is not known
-    :param env: its environment, "unknown" where it is not known
+    :param env: its environment without the module that registers it, "unknown" where it is not known
     :param seed: its seed, or a number from its path; None where there is neither
     :param timesteps: environment steps, ascending, (E,)
     :param seconds: wall time at them, NaN where it is not known, (E,)
@@ -266,7 +266,7 @@ def _found(
     return Found(
         label=names.label,
         algo=_algorithm(names.label),
-        env=names.env or "unknown",
+        env=names.env.rpartition(":")[2] or "unknown",
         seed=names.seed,
         timesteps=result.timesteps,
         seconds=result.seconds,
