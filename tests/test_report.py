@@ -127,7 +127,7 @@ def test_our_runs_are_told_apart_by_their_settings(tmp_path: Path) -> None:
     for seed in (0, 1):
         for gamma in (0.9, 0.5):
             folder = tmp_path / "ppo" / f"CartPole-v1_{seed}{int(10 * gamma)}"
-            ours(folder, seed=seed, eval_every=7 + seed, hyperparameters={"gamma": gamma})
+            ours(folder, seed=seed, eval_every=7 + seed, checkpoint_every=seed, hyperparameters={"gamma": gamma})
     assert [(run.label, run.seed) for run in find_runs([tmp_path])] == [
         *(("ppo gamma=0.5", 0), ("ppo gamma=0.5", 1), ("ppo gamma=0.9", 0), ("ppo gamma=0.9", 1)),
     ]

@@ -41,7 +41,7 @@ _REPORT = {"curves.csv", "index.html"}
 """Files of a report, which has a :data:`FINAL`, too, but no runs."""
 _ENV = re.compile(r"(.+-v\d+)(?:_(\d+))?")
 _SEED = re.compile(r"(?:seed|run|trial|exp)?[-_]?(\d+)", re.IGNORECASE)
-_IRRELEVANT = {"seed", "vec_env", "callbacks", "command", "versions", "tensorboard", "preset", "threads"}
+_IRRELEVANT = {"seed", "vec_env", "callbacks", "command", "versions", "tensorboard", "preset", "threads", "checkpoint_every"}
 _IRRELEVANT |= {"eval_every", "eval_episodes", "final_episodes", "verbose", "tensorboard_log", "stats_window_size"}
 
 
