@@ -169,6 +169,25 @@ def test_evaluations_of_stable_baselines3_are_named_by_their_path(tmp_path: Path
     assert np.isnan(run.seconds).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "label", "seed"),
+    [
+        ("PPO_3", "ppo", 3),
+        ("ppo-seed-2", "ppo", 2),
+        ("ppo_s0", "ppo", 0),
+        ("my_idea_seed4", "my_idea", 4),
+        ("net_64", "net_64", None),
+        ("ppo_net_64", "ppo_net_64", None),
+        ("PPO", "ppo", None),
+    ],
+)
+@pytest.mark.parametrize("above", ["logs", "CartPole-v1"])
+def test_a_number_after_an_algorithm_is_a_seeds(name: str, label: str, seed: int | None, above: str, tmp_path: Path) -> None:
+    """What Stable-Baselines3 calls its folders; of another name, it may be anything."""
+    evaluations(tmp_path / above / name, [1.0])
+    assert [(run.label, run.seed) for run in find_runs([tmp_path])] == [(label, seed)]
+
+
 def test_monitors_are_training_returns(tmp_path: Path) -> None:
     """Two environments, whose episodes end in turns; means of the last three."""
     folder = tmp_path / "a2c"

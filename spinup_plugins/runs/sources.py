@@ -41,6 +41,7 @@ _REPORT = {"curves.csv", "index.html"}
 """Files of a report, which has a :data:`FINAL`, too, but no runs."""
 _ENV = re.compile(r"(.+-v\d+)(?:_(\d+))?")
 _SEED = re.compile(r"(?:seed|run|trial|exp)?[-_]?(\d+)", re.IGNORECASE)
+_NUMBERED = re.compile(r"(.+?)[-_](seed|s|run|trial|exp|)[-_]?(\d+)", re.IGNORECASE)
 _IRRELEVANT = {"seed", "vec_env", "callbacks", "command", "versions", "tensorboard", "preset", "threads", "checkpoint_every"}
 _IRRELEVANT |= {"eval_every", "eval_episodes", "final_episodes", "verbose", "tensorboard_log", "stats_window_size"}
 
@@ -308,7 +309,7 @@ def _names(folder: Path, monitors: Sequence[_Monitor] = ()) -> _Names:
 
 
 def _from_path(folder: Path) -> _Names:
-    """Name a run by a path such as ``ALGO/ENV_1``, ``ALGO/ENV/seed0`` or ``ENV/NAME/0``."""
+    """Name a run by a path such as ``ALGO/ENV_1``, ``ALGO/ENV/seed0``, ``ENV/NAME/0``, ``ALGO_1`` or ``NAME_seed0``."""
     parts = list(folder.absolute().parts[1:])
     at = max((i for i, part in enumerate(parts) if _ENV.fullmatch(part)), default=None)
     env, number = "", None
@@ -320,16 +321,23 @@ def _from_path(folder: Path) -> _Names:
     if inner and (match := _SEED.fullmatch(inner[-1])):
         number = match[1]
         inner.pop()
+    elif inner and (match := _NUMBERED.fullmatch(inner[-1])) and (match[2].lower() == "seed" or _is_algorithm(match[1])):
+        inner[-1], number = match[1], match[3]  # of another name, the number may be anything
     algo = above[-1] if above else ""
     # Something below an environment that is itself below no algorithm is what the run is called.
     label = " ".join([algo, *below] if _algorithm(algo) or not below else below)
-    return _Names(label or folder.name, env, None if number is None else int(number))
+    label = label.lower() if _is_algorithm(label) else label or folder.name
+    return _Names(label, env, None if number is None else int(number))
 
 
 def _algorithm(label: str) -> str:
     """Return the algorithm that a label names, in lower case, or ""."""
     known = {name.rpartition(":")[2] for name in registry.algorithms(peers=True)}
     return next((word for word in re.split(r"[\W_]+", label.lower()) if word in known), "")
+
+
+def _is_algorithm(label: str) -> bool:
+    return bool(label) and _algorithm(label) == label.lower()
 
 
 def _origin(folder: Path) -> Origin:
