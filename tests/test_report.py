@@ -205,6 +205,16 @@ def test_monitors_are_training_returns(tmp_path: Path) -> None:
         find_runs([tmp_path], window=0)
 
 
+def test_a_monitor_goes_on_in_the_file_of_another(tmp_path: Path) -> None:
+    """With ``override_existing=False``; its clock begins at 0 again, and its episodes are later ones all the same."""
+    monitor(tmp_path / "a2c" / "0.monitor.csv", [0.0, 1.0, 2.0])
+    with (tmp_path / "a2c" / "0.monitor.csv").open("a") as file:
+        file.write("3,10,0.5\n4,10,1.5\n5,10,0.25\n")
+    (run,) = find_runs([tmp_path], window=1)
+    assert run.returns.tolist() == [0, 1, 2, 3, 4, 5]
+    np.testing.assert_allclose(run.seconds, [1, 2, 3, 3.5, 4.5, 4.75])
+
+
 @pytest.mark.parametrize("half", ["9", "9.5,1", "9.5,10,2."])
 def test_half_a_row_of_a_monitor_is_none_yet(half: str, tmp_path: Path) -> None:
     """A run that goes on, or was killed, may leave one."""

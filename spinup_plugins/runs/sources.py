@@ -229,9 +229,15 @@ def _read_monitor(path: Path) -> _Monitor:
     except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise ConfigError(f"{path}: no monitor file ({one_line(error)})") from error
     returns, lengths, times = zip(*rows, strict=True) if rows else ((), (), ())
-    return _Monitor(
-        env, began, np.array(returns, dtype=np.float64), np.array(lengths, dtype=np.int64), began + np.array(times)
-    )
+    ends = began + _unbroken(np.array(times, dtype=np.float64))
+    return _Monitor(env, began, np.array(returns, dtype=np.float64), np.array(lengths, dtype=np.int64), ends)
+
+
+def _unbroken(times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Let a monitor's clock go on where it begins at 0 again, for a later one went on in its file (``override_existing``)."""
+    again = np.diff(times) < 0
+    before: NDArray[np.float64] = np.append(0.0, np.cumsum(np.where(again, times[:-1], 0.0)))[: len(times)]
+    return times + before
 
 
 def _merged(monitors: Sequence[_Monitor]) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
