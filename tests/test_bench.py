@@ -241,6 +241,9 @@ def test_results_are_written_and_read(tmp_path: Path) -> None:
     (tmp_path / "a" / "b" / "final.csv").write_text("seed,episode,return\n1,2\n")
     with pytest.raises(ConfigError, match=r"final\.csv: no results \(expected rows of seed,episode,return\)"):
         read_results(tmp_path / "a" / "b")
+    (tmp_path / "a" / "b" / "curve.csv").unlink()
+    with pytest.raises(ConfigError, match=r"curve\.csv: no results \(No such file or directory\)$"):
+        read_results(tmp_path / "a" / "b")
 
 
 def test_the_command(tmp_path: Path, in_process: list[str], capsys: pytest.CaptureFixture[str]) -> None:

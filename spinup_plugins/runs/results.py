@@ -65,7 +65,7 @@ def read_run(folder: Path) -> Result:
     try:
         final = np.array(json.loads((folder / EVALUATION).read_text(encoding="utf-8"))["returns"], dtype=np.float64)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder / EVALUATION}: cannot read the evaluation ({error})") from error
+        raise ConfigError(f"{folder / EVALUATION}: cannot read the evaluation ({_why(error)})") from error
     if (folder / EVALUATIONS).is_file():
         timesteps, episodes = read_evaluations(folder / EVALUATIONS)
         returns = episodes.mean(axis=1)
@@ -89,7 +89,7 @@ def read_evaluations(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]
         if (np.diff(timesteps) <= 0).any():
             raise ValueError("timesteps do not ascend")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
-        raise ConfigError(f"{path}: no evaluations of a training run ({error})") from error
+        raise ConfigError(f"{path}: no evaluations of a training run ({_why(error)})") from error
     return timesteps, returns
 
 
@@ -108,7 +108,7 @@ def logged_seconds(progress: Path, timesteps: NDArray[np.int64]) -> NDArray[np.f
             rows = [(row.get("time/total_timesteps"), row.get("time/time_elapsed")) for row in csv.DictReader(file)]
         known = [(float(step), float(second)) for step, second in rows if step and second]
     except (OSError, ValueError, csv.Error) as error:
-        raise ConfigError(f"{progress}: no log of a training run ({error})") from error
+        raise ConfigError(f"{progress}: no log of a training run ({_why(error)})") from error
     if not known:
         return np.full(len(timesteps), np.nan)
     steps, seconds = np.array([(0.0, 0.0), *known]).T
@@ -170,4 +170,9 @@ def _table(path: Path) -> list[list[float]]:
             raise ValueError(f"{' and '.join(first[:2])} must be numbers")
         return table
     except (OSError, ValueError, csv.Error) as error:
-        raise ConfigError(f"{path}: no results ({error})") from error
+        raise ConfigError(f"{path}: no results ({_why(error)})") from error
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a file that an error names already."""
+    return getattr(error, "strerror", None) or str(error)
