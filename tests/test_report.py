@@ -626,6 +626,7 @@ def test_the_command_warns_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
         (["."], "no runs below .: expected run folders, curve.csv, evaluations.npz or *.monitor.csv"),
         ([".", "--label", "x"], "--label x: expected NAME=DIR"),
         ([".", "--label", "x=.", "--label", "x=a"], "--label x=a: 'x' is . already"),
+        ([".", "--label", "x=.", "--label", "y=."], "'.' is labelled 'x' already, and cannot be 'y', too"),
         ([".", "--fractions", "half"], "--fractions half: expected numbers above 0 such as 0.5,0.95"),
         ([".", "--fractions", "nan"], "--fractions nan: expected numbers above 0 such as 0.5,0.95"),
         ([".", "--fractions", "0.5,-1"], "--fractions 0.5,-1: expected numbers above 0 such as 0.5,0.95"),

@@ -99,7 +99,8 @@ def find_runs(
     :param window: training episodes that a monitor's returns are averaged over
     :param strict: raise for a file that cannot be used; otherwise it is passed over with a warning
     :return: by label, environment and seed
-    :raises ConfigError: a folder is missing, ``window`` is not positive, nothing is found or, if ``strict``, a file is no good
+    :raises ConfigError: a folder is missing or has two labels, ``window`` is not positive, nothing is found or, if ``strict``,
+        a file is no good
     """
     labels = labels or {}
     if window < 1:
@@ -108,6 +109,10 @@ def find_runs(
     for folder in wanted:
         if not folder.is_dir():
             raise ConfigError(f"'{folder}' is not a folder")
+    named: dict[Path, str] = {}
+    for name, folder in labels.items():
+        if (other := named.setdefault(folder.resolve(), name)) != name:
+            raise ConfigError(f"'{folder}' is labelled {other!r} already, and cannot be {name!r}, too")
     found: dict[Path, list[Found]] = {}
     for top in wanted:
         for folder, read in _scan(top):
