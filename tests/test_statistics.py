@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spinup_plugins.runs.statistics import (
+    Estimate,
     bootstrap_interval,
     common_grid,
     first_reached,
@@ -95,6 +96,15 @@ def test_improvement_by_hand() -> None:
     assert two.value == pytest.approx((1 + (0.5 + 0 + 0 + 0 + 0.5 + 0) / 6) / 2)
     assert two.interval is None, "an environment with a single run"
     assert improvement([np.ones(3)], [np.zeros(2)]) == (1.0, (1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(5462.3, "5,462"), (-76.69, "-76.7"), (-4.236, "-4.24"), (0.932, "0.932"), (0.0, "0"), (1.4e-17, "0"), (-1e-9, "0")],
+)
+def test_small_returns_keep_the_digits_that_tell_them_apart(value: float, text: str) -> None:
+    assert str(Estimate(value, None)) == text
+    assert str(Estimate(value, (value, 0.5))) == f"{text} [{text}, 0.5]"
 
 
 def test_a_profile_by_hand() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from spinup_plugins.runs.references import Reference, relation
 from spinup_plugins.runs.speed import pyplot
+from spinup_plugins.runs.statistics import Estimate
 
 if TYPE_CHECKING:
     from spinup_plugins.runs.report import Comparison, Curve
@@ -71,7 +72,9 @@ class Drawing:
                     colour, _ = self._style(comparison, label)
                     dashes = (0, (6, 2)) if each.source.startswith("Spinning Up") else (0, (2, 2))
                     mark = {"comparable": " †", "other": " (not comparable)"}.get(relation(each.env, env) or "", "")
-                    name = f"{each.algo.upper()}, {each.source}:\n{each.value:,.0f} on {each.env}{mark}, {each.budget}"
+                    name = (
+                        f"{each.algo.upper()}, {each.source}:\n{Estimate(each.value, None)} on {each.env}{mark}, {each.budget}"
+                    )
                     axes.axhline(each.value, color=colour, lw=0.9, ls=dashes, alpha=0.8, label=name)
             axes.set(title=env, xlabel=axis, ylabel="return")
             axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))

@@ -174,7 +174,9 @@ class Estimate(NamedTuple):
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+    if abs(value) >= 10:
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+    return f"{round(value, 4) + 0.0:.3g}"  # of rewards that are 1 once, the first decimal does not tell two algorithms apart
 
 
 def pooled_iqm(strata: Sequence[NDArray[np.float64]]) -> Estimate:
