@@ -454,6 +454,18 @@ def test_zips_and_back(cls: type, tmp_path: Path) -> None:
     assert (tmp_path / "again.spinup").read_bytes() == (tmp_path / "agent.spinup").read_bytes()
 
 
+@pytest.mark.parametrize("cls", PEERS)
+def test_zips_of_stable_baselines3_become_agents(cls: type, tmp_path: Path) -> None:
+    theirs = learnt(PEERS[cls])
+    theirs.save(tmp_path / "theirs")
+    save_agent(cls.load(tmp_path / "theirs", device="cpu"), tmp_path / "agent")
+    seen = samples(VECTOR, 5)
+    np.testing.assert_array_equal(
+        load_agent(tmp_path / "agent.spinup", device="cpu").predict(seen, deterministic=True)[0],
+        cls.load(tmp_path / "theirs", device="cpu").predict(seen, deterministic=True)[0],
+    )
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "policy_kwargs": {"net_arch": [8]}}

@@ -165,6 +165,8 @@ class DDPG(OffPolicy):
         return super()._wrote(saved) and plain
 
     def _setup_model(self) -> None:
+        for name in ("policy_delay", "target_policy_noise", "target_noise_clip"):
+            vars(self).pop(name, None)  # from a file of Stable-Baselines3's, and none of this algorithm's
         super()._setup_model()
         self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
         self._track_batch_norm("actor")
