@@ -648,6 +648,8 @@ def test_other_faults_of_a_model_are_found_when_it_is_saved(tmp_path: Path) -> N
         save_agent(learnt(PPO), path, scores={"mean": float("nan")})
     with pytest.raises(ConfigError, match=r"agent.zip': the name of an agent file ends in '.spinup'"):
         save_agent(learnt(PPO), tmp_path / "agent.zip")
+    with pytest.raises(ConfigError, match=r"^cannot save '.': it is a folder, not a file's name$"):
+        save_agent(learnt(PPO), ".")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"^cannot save '.*file/agent.spinup': (File exists|Not a directory)$"):

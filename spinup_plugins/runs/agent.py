@@ -125,8 +125,7 @@ def save_agent(
     :raises ConfigError: the model cannot be made again from data alone, or its environment cannot: custom classes, wrappers
         without a name; or ``path`` cannot be written to
     """
-    path = Path(path)
-    path = path if path.suffix else path.with_suffix(SUFFIX)
+    path = _with_suffix(path, SUFFIX)
     if path.suffix != SUFFIX:
         raise ConfigError(f"cannot save '{path}': the name of an agent file ends in {SUFFIX!r}")
     try:
@@ -145,6 +144,13 @@ def save_agent(
     except OSError as error:
         raise ConfigError(f"cannot save '{path}': {error.strerror}") from error
     return agent.hash
+
+
+def _with_suffix(path: str | Path, suffix: str) -> Path:
+    path = Path(path)
+    if not path.name:
+        raise ConfigError(f"cannot save '{path}': it is a folder, not a file's name")
+    return path if path.suffix else path.with_suffix(suffix)
 
 
 def _described(
@@ -729,8 +735,7 @@ class Agent:
             ``model.zip``, and to ``<name>_vecnormalize.pkl`` beside ``<name>.zip``
         :raises ConfigError: ``path`` cannot be written to
         """
-        path = Path(path)
-        path = path if path.suffix else path.with_suffix(".zip")
+        path = _with_suffix(path, ".zip")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if self._normalizer is not None:
