@@ -256,7 +256,7 @@ def test_the_command(tmp_path: Path, in_process: list[str], capsys: pytest.Captu
     assert len([line for line in out.splitlines() if line.startswith("ppo") and "CartPole-v1 gamma=0." in line]) == 2
     read = read_results(tmp_path / "results [a]" / "ppo" / "CartPole-v1" / "gamma=0.5")
     assert [result.seed for result in read] == [0, 1]
-    assert main(["bench", "ppo", "CartPole-v1,Blackjack-v1", "--seeds", "1", *common, *runs]) == 1
+    assert main(["bench", "ppo", "CartPole-v1, Blackjack-v1", "--seeds", "1", *common, *runs]) == 1
     captured = capsys.readouterr()
     assert "1 of 2 runs finished" in captured.out
     assert "error: ppo Blackjack-v1 seed 0: " in captured.err

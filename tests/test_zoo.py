@@ -232,7 +232,7 @@ def test_the_same_returns_in_other_proportions_are_found(zoo: Path, tmp_path: Pa
 
 
 def test_what_there_is_and_how_it_is_shown(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["zoo", "list", "vpg"]) == 0
+    assert main(["zoo", "list", "vpg, ppo"]) == 0
     listed = capsys.readouterr().out
     assert "CartPole-v1" in listed
     assert "yes" in listed

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from spinup_plugins.cli.console import Debug, assignments, clock, complain, number, option_name, reporting
+from spinup_plugins.cli.console import Debug, assignments, clock, complain, listed, number, option_name, reporting
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.yaml_files import parse_yaml
 
@@ -118,7 +118,7 @@ def command(
         layers = [file_layer(config)] if config is not None else []
         layers.append(Layer({key: value for key, value in values.items() if value is not None}, option_name))
         cells = grid(
-            algos.split(","), envs.split(","), seed_numbers(seeds), folder, layers=layers, vary=variants(_lists(vary or ()))
+            listed(algos), listed(envs), seed_numbers(seeds), folder, layers=layers, vary=variants(_lists(vary or ()))
         )
         if ray is None:  # the cluster's nodes may have what this one lacks
             build_environments(cells)

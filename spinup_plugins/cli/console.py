@@ -23,6 +23,7 @@ __all__ = [
     "clock",
     "complain",
     "episodes",
+    "listed",
     "number",
     "option_name",
     "reporting",
@@ -94,6 +95,11 @@ def assignments(option: str, items: Sequence[str]) -> dict[str, Any]:
         values.pop(key, None)  # the last one counts, at its own place in the order
         values[key] = parse_yaml(text, f"{option} {key}")
     return nested(values, option)
+
+
+def listed(text: str) -> list[str]:
+    """Read names with commas between them, and spaces after those if wanted."""
+    return [each.strip() for each in text.split(",")]
 
 
 def option_name(keys: Sequence[str]) -> str:

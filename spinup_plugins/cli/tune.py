@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from spinup_plugins.cli.console import Debug, assignments, clock, complain, number, option_name, reporting, show
+from spinup_plugins.cli.console import Debug, assignments, clock, complain, listed, number, option_name, reporting, show
 from spinup_plugins.errors import ConfigError
 from spinup_plugins.paths import data_dir
 from spinup_plugins.yaml_files import parse_yaml
@@ -201,7 +201,7 @@ def command(
         layers.append(Layer({key: value for key, value in values.items() if value is not None}, option_name))
         goals = objectives.split(",")
         definition = define(
-            algo, envs.split(","), layers=layers, space=space, starts=start, references=_references(reference or ()),
+            algo, listed(envs), layers=layers, space=space, starts=start, references=_references(reference or ()),
             seed=seed, seeds_per_trial=seeds_per_trial, sampler=sampler, startup=startup, score=score, last=last,
             objectives=goals, pruner=pruner or ("median" if len(goals) == 1 else "none"),
             constraints=list(constraint or ()), top=confirm_top, race_seeds=race_seeds, confirm_seeds=confirm_seeds,

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spinup_plugins.cli.bench import Algos, Envs, Jobs, Seeds, run_grid, seed_numbers
-from spinup_plugins.cli.console import Debug, complain, number, reporting, show
+from spinup_plugins.cli.console import Debug, complain, listed, number, reporting, show
 from spinup_plugins.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def train(
 
         if publish:
             checkout()
-        chosen = entries(algos.split(","), envs.split(","))
+        chosen = entries(listed(algos), listed(envs))
         zoo = Layer({"preset": "zoo"}, lambda _: "--preset")
         numbers = seed_numbers(seeds)
         cells = [cell for entry in chosen for cell in grid([entry.algo], [entry.env], numbers, folder, layers=[zoo])]
@@ -177,7 +177,7 @@ def table(debug: Debug = False) -> None:
 
 
 def _split(text: str | None) -> list[str]:
-    return [] if text is None else text.split(",")
+    return [] if text is None else listed(text)
 
 
 def _interval(summary: "Summary") -> str:
