@@ -345,6 +345,10 @@ def test_spaces_must_fit(tmp_path: Path) -> None:
         agent.model(toy(VECTOR, VECTOR))
     with pytest.raises(ConfigError, match="DDPG has no argument 'gama'"):
         agent.model(toy(), gama=0.5)
+    with pytest.raises(
+        ConfigError, match=r"^its weights do not fit ddpg with other policy_kwargs: .* size mismatch for actor"
+    ):
+        agent.model(toy(), policy_kwargs={"net_arch": [3]})
     assert agent.model(toy(), gamma=0.5).gamma == 0.5
 
 
@@ -648,6 +652,10 @@ def test_other_faults_of_a_model_are_found_when_it_is_saved(tmp_path: Path) -> N
         save_agent(learnt(PPO), path, scores={"mean": float("nan")})
     with pytest.raises(ConfigError, match=r"agent.zip': the name of an agent file ends in '.spinup'"):
         save_agent(learnt(PPO), tmp_path / "agent.zip")
+    with pytest.raises(ConfigError, match=r"ToyEnv is no algorithm, as model\(\) of an agent returns$"):
+        save_agent(toy(), path)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"env=<.*> is no id of an environment, such as 'CartPole-v1'$"):
+        save_agent(learnt(PPO), path, env=toy())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"^cannot save '.': it is a folder, not a file's name$"):
         save_agent(learnt(PPO), ".")
     assert list(tmp_path.iterdir()) == []

@@ -126,6 +126,10 @@ def save_agent(
         without a name; or ``path`` cannot be written to
     """
     path = _with_suffix(path, SUFFIX)
+    if not isinstance(model, BaseAlgorithm):
+        raise ConfigError(f"cannot save '{path}': {type(model).__name__} is no algorithm, as model() of an agent returns")
+    if not isinstance(env, (str, Environment, type(None))):
+        raise ConfigError(f"cannot save '{path}': env={env!r} is no id of an environment, such as 'CartPole-v1'")
     if path.suffix != SUFFIX:
         raise ConfigError(f"cannot save '{path}': the name of an agent file ends in {SUFFIX!r}")
     try:
@@ -723,7 +727,11 @@ class Agent:
             model = cls(env=venv, **values)
         except (AssertionError, TypeError, ValueError, RuntimeError, MemoryError) as error:
             raise ConfigError(f"cannot build {self.card.algorithm}: {one_line(error)}") from error
-        _fill(model, self.card, self._tensors)
+        try:
+            _fill(model, self.card, self._tensors)
+        except (RuntimeError, ValueError, ModelFileError) as error:
+            text = f"its weights do not fit {self.card.algorithm} with other {', '.join(arguments)}: {one_line(error)}"
+            raise ConfigError(shorten(text, 300)) from error
         if model.use_sde:
             model.policy.reset_noise()  # type: ignore[operator]
         return model
