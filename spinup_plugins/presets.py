@@ -103,9 +103,11 @@ def _entry(spec: "AlgorithmSpec", file: Path, env_id: str | None, *, alone: bool
     env_id = env_id.rpartition(":")[2] if env_id else ""
     listed = [*entries] if alone else _listed(entries)
     name = env_id if env_id in listed else "default"
+    known = schema.constructor_parameters(spec.load()).keys() | RUN_KEYS.keys()
+    by_environment = entries and all(isinstance(each, Mapping) and key not in known for key, each in entries.items())
     if name in entries:
         layers, place = extended(entries, name, locate)
-    elif alone:
+    elif alone and not by_environment:
         layers, place = [entries], locate
     else:
         whom = f"environment {env_id!r}" if env_id else "an environment without an id"

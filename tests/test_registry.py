@@ -270,6 +270,9 @@ def test_a_preset_may_be_a_file(tmp_path):
     assert make("ppo", "CartPole-v1", preset=str(alone)).n_steps == 16
     several.write_text("CartPole-v1: {extends: default, batch_size: 8}\ndefault: {n_steps: 4}")
     assert preset_values(spec, str(several), "CartPole-v1") == {"n_steps": 4, "batch_size": 8}
+    several.write_text("CartPole-v1: {n_steps: 8, batch_size: 8}")
+    with pytest.raises(ConfigError, match=r"has no entry for environment 'CartPol-v1' \(did you mean 'CartPole-v1'\?\)"):
+        preset_values(spec, str(several), "CartPol-v1")
     alone.write_text("extends: other\nn_steps: 16")
     with pytest.raises(ConfigError, match="PPO has no argument 'extends'"):
         preset_values(spec, str(alone), "CartPole-v1")
