@@ -115,6 +115,15 @@ def test_an_environment_is_the_same_whoever_names_its_module(tmp_path: Path) -> 
     assert {run.env for run in find_runs([tmp_path])} == {"CartPole-v1"}
 
 
+def test_folders_may_be_strings(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    evaluations(tmp_path / "ppo" / "CartPole-v1_1", [1.0, 2.0])
+    assert [run.seed for run in find_runs(str(tmp_path))] == [1]
+    comparison = report([str(tmp_path)], str(tmp_path / "out"), labels={"mine": str(tmp_path / "ppo")})
+    assert comparison.labels == ["mine"]
+    assert (tmp_path / "out" / "index.html").is_file()
+
+
 def test_a_report_is_no_run(tmp_path: Path) -> None:
     """One is often written below the runs that it is of, and is not to be in the next one's way."""
     pytest.importorskip("matplotlib")

@@ -263,10 +263,10 @@ def compare(runs: Sequence[Found]) -> Comparison:
 
 
 def report(
-    folders: Sequence[Path],
-    out: Path = Path("report"),
+    folders: Sequence[str | Path],
+    out: str | Path = Path("report"),
     *,
-    labels: Mapping[str, Path] | None = None,
+    labels: Mapping[str, str | Path] | None = None,
     window: int = 100,
     fractions: Sequence[float] = FRACTIONS,
     strict: bool = False,
@@ -283,7 +283,7 @@ def report(
     :raises ConfigError: there is nothing to compare, an argument or (if ``strict``) a file is of no use, matplotlib is not
         installed, or ``out`` cannot be written to
     """
-    drawing = figures.Drawing()
+    drawing, out = figures.Drawing(), Path(out)
     comparison = compare(find_runs(folders, labels=labels, window=window, strict=strict))
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -83,9 +83,9 @@ class Found:
 
 
 def find_runs(
-    folders: Sequence[Path],
+    folders: Sequence[str | Path],
     *,
-    labels: Mapping[str, Path] | None = None,
+    labels: Mapping[str, str | Path] | None = None,
     window: int = 100,
     strict: bool = False,
 ) -> list[Found]:
@@ -102,15 +102,15 @@ def find_runs(
     :raises ConfigError: a folder is missing or has two labels, ``window`` is not positive, nothing is found or, if ``strict``,
         a file is no good
     """
-    labels = labels or {}
     if window < 1:
         raise ConfigError(f"window must be greater than 0, not {window}")
-    wanted = [*folders, *labels.values()]
+    places = {name: Path(folder) for name, folder in (labels or {}).items()}
+    wanted = [*map(Path, [folders] if isinstance(folders, str) else folders), *places.values()]
     for folder in wanted:
         if not folder.is_dir():
             raise ConfigError(f"'{folder}' is not a folder")
     named: dict[Path, str] = {}
-    for name, folder in labels.items():
+    for name, folder in places.items():
         if (other := named.setdefault(folder.resolve(), name)) != name:
             raise ConfigError(f"'{folder}' is labelled {other!r} already, and cannot be {name!r}, too")
     found: dict[Path, list[Found]] = {}
@@ -123,7 +123,7 @@ def find_runs(
         raise ConfigError(
             f"no runs below {', '.join(map(str, wanted))}: expected run folders, {CURVE}, {EVALUATIONS} or *.{MONITOR}"
         )
-    runs = _told_apart(_labelled(runs, labels))
+    runs = _told_apart(_labelled(runs, places))
     return sorted(runs, key=lambda run: (run.env, run.label, -1 if run.seed is None else run.seed, str(run.folder)))
 
 
