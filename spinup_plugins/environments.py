@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
+from gymnasium.error import DependencyNotInstalled, NameNotFound, UnregisteredEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from spinup_plugins.envs.convert import as_vec_env
@@ -101,7 +101,10 @@ def _one_line_errors(name: str, env: str | Callable[..., Any]) -> Iterator[None]
     try:
         yield
     except UnregisteredEnv as error:
-        raise UnknownNameError(f"unknown environment {name!r}: {_first_line(error)}") from error
+        text = f"unknown environment {name!r}: {_first_line(error)}"
+        if isinstance(error, NameNotFound) and ":" not in name and "Did you mean" not in text:
+            text += f" Where a module of yours registers it: '<module>:{name}'"
+        raise UnknownNameError(text) from error
     except (DependencyNotInstalled, ImportError) as error:
         raise _missing_dependency(name, error) from error
     except TypeError as error:

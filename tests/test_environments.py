@@ -72,6 +72,7 @@ def test_processes():
     ("env_id", "env_kwargs", "kind", "message"),
     [
         ("CartPol-v1", {}, UnknownNameError, "unknown environment 'CartPol-v1': .* Did you mean: `CartPole`"),
+        ("Xyzzy-v0", {}, UnknownNameError, r"doesn't exist\. Where a module of yours registers it: '<module>:Xyzzy-v0'$"),
         ("CartPole-v7", {}, UnknownNameError, "unknown environment 'CartPole-v7': .*`v1`"),
         ("nowhere/Env-v0", {}, UnknownNameError, "Namespace nowhere not found"),
         ("not an id", {}, ConfigError, "environment 'not an id': Malformed environment ID"),
