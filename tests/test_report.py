@@ -224,6 +224,35 @@ def test_a_monitor_goes_on_in_the_file_of_another(tmp_path: Path) -> None:
     np.testing.assert_allclose(run.seconds, [1, 2, 3, 3.5, 4.5, 4.75])
 
 
+@pytest.mark.parametrize("name", ["eval", "eval_0", "0_evaluation", "ppo.Eval"])
+def test_episodes_of_evaluations_are_none_of_training(name: str, tmp_path: Path) -> None:
+    """``Monitor(env, log + "/eval")`` writes beside what training does; its steps and times would count as training's."""
+    folder = tmp_path / "a2c"
+    monitor(folder / "monitor.csv", [0.0, 2.0])
+    monitor(folder / "retrieval.monitor.csv", [1.0], began=1e9 + 0.5)
+    monitor(folder / f"{name}.monitor.csv", [500.0] * 9, began=1e9 - 5)
+    (run,) = find_runs([tmp_path], window=1)
+    assert (run.timesteps.tolist(), run.returns.tolist(), run.seconds.tolist()) == ([10, 20, 30], [0, 1, 2], [1, 1.5, 2])
+    evaluations(folder, [1.0, 5.0], every=10)
+    (run,) = find_runs([tmp_path])
+    assert run.seconds.tolist() == [1, 1.5]
+    for training in ("", "retrieval."):
+        (folder / f"{training}monitor.csv").unlink()
+    (run,) = find_runs([tmp_path])
+    assert (run.env, np.isnan(run.seconds).all()) == ("CartPole-v1", True)
+    (folder / "evaluations.npz").unlink()
+    with pytest.raises(ConfigError, match=r"a2c: no \*\.monitor\.csv of training, only of evaluations"):
+        find_runs([tmp_path], strict=True)
+
+
+def test_a_folder_of_evaluations_has_monitors_of_evaluations(tmp_path: Path) -> None:
+    monitor(tmp_path / "ppo" / "monitor.csv", [0.0, 2.0])
+    monitor(tmp_path / "ppo" / "eval" / "monitor.csv", [500.0])
+    with pytest.warns(UserWarning, match=r"passed over: .*eval: no \*\.monitor\.csv of training"):
+        (run,) = find_runs([tmp_path])
+    assert run.final == 1.0
+
+
 @pytest.mark.parametrize("half", ["9", "9.5,1", "9.5,10,2."])
 def test_half_a_row_of_a_monitor_is_none_yet(half: str, tmp_path: Path) -> None:
     """A run that goes on, or was killed, may leave one."""

@@ -37,6 +37,9 @@ Measure: TypeAlias = Literal["evaluation", "training"]
 MONITOR = "monitor.csv"
 READABLE = 40
 """Characters of settings in a label at most; beyond them, variants are numbered."""
+_OF_EVALUATIONS = re.compile(r"(?:^|[^a-z])eval", re.IGNORECASE)
+"""In the name of a monitor file, such as ``eval.monitor.csv``; those of training have a number, or no name."""
+_HOME_OF_EVALUATIONS = re.compile(r"eval(?:uation)?s?", re.IGNORECASE)
 _REPORT = {"curves.csv", "index.html"}
 """Files of a report, which has a :data:`FINAL`, too, but no runs."""
 _ENV = re.compile(r"(.+-v\d+)(?:_(\d+))?")
@@ -184,19 +187,21 @@ def _read_tables(folder: Path, _: int) -> list[Found]:
 
 def _read_evaluations(folder: Path, _: int) -> list[Found]:
     timesteps, episodes = read_evaluations(folder / EVALUATIONS)
-    monitors = [_read_monitor(path) for path in sorted(folder.glob(f"*{MONITOR}"))]
+    monitors, others = _read_all(folder)
     seconds = logged_seconds(folder / "progress.csv", timesteps)
     if np.isnan(seconds).all() and any(len(monitor.returns) for monitor in monitors):
         ends, _returns, times = _merged(monitors)
         seconds = np.interp(timesteps, [0, *ends], [0.0, *times], right=np.nan)
-    names = _names(folder, monitors)
+    names = _names(folder, [*others, *monitors])
     result = Result(names.seed or 0, timesteps, seconds, episodes.mean(axis=1), episodes[-1])
     of = f"last evaluation, {_episodes(episodes.shape[1])}"
     return [_found(names, result, folder, _origin(folder), of=of, settings=_zoo_settings(folder))]
 
 
 def _read_monitors(folder: Path, window: int) -> list[Found]:
-    monitors = [_read_monitor(path) for path in sorted(folder.glob(f"*{MONITOR}"))]
+    monitors, _others = _read_all(folder)
+    if not monitors:
+        raise ConfigError(f"{folder}: no *.{MONITOR} of training, only of evaluations, as 'eval' in its name says")
     ends, returns, seconds = _merged(monitors)
     if not len(returns):
         raise ConfigError(f"{folder}: no episode ended in its *.{MONITOR}")
@@ -217,6 +222,15 @@ class _Monitor(NamedTuple):
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
     ends: NDArray[np.float64]
+
+
+def _read_all(folder: Path) -> tuple[list[_Monitor], list[_Monitor]]:
+    """Read a folder's monitors: of training, and of evaluations, whose steps are none of training's."""
+    found: tuple[list[_Monitor], list[_Monitor]] = ([], [])
+    for path in sorted(folder.glob(f"*{MONITOR}")):
+        name = path.name.removesuffix(MONITOR)
+        found[bool(_OF_EVALUATIONS.search(name) or _HOME_OF_EVALUATIONS.fullmatch(folder.name))].append(_read_monitor(path))
+    return found
 
 
 def _read_monitor(path: Path) -> _Monitor:
