@@ -640,6 +640,10 @@ def test_other_faults_of_a_model_are_found_when_it_is_saved(tmp_path: Path) -> N
         model.policy.log_std[0] = th.nan
     with pytest.raises(ConfigError, match="'policy/log_std' has numbers that are not finite"):
         save_agent(model, path)
+    model = learnt(PPO)
+    model.mynum = 3  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"PPO does not count 'mynum' when it is built: 'del model.mynum' if you set it; "):
+        save_agent(model, path)
     for environment, message in (
         (Environment(id="X-v0", wrappers=["os:system"]), "wrapper 'os:system' is not one that an agent file can name"),
         (Environment(id="X-v0", wrappers=["time_limt"]), r"did you mean 'time_limit'"),

@@ -97,6 +97,14 @@ def published(algo: str, env: str) -> Path:
     return data_dir("zoo") / "agents" / file_name(algo) / file_name(env.rpartition(":")[2]) / f"agent{SUFFIX}"
 
 
+class _UncountedError(ModelFileError):
+    """An algorithm has no such number when it is built."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self.name = name
+
+
 # --- saving -----------------------------------------------------------------------------------------------------------
 
 
@@ -137,7 +145,11 @@ def save_agent(
         raw = pack(data, tensors)
         agent = _opened(raw, th.device("cpu"))
     except (SpinupError, ValueError, TypeError) as error:
-        raise ConfigError(f"cannot save '{path}': {one_line(error) if isinstance(error, SpinupError) else error}") from error
+        text = one_line(error) if isinstance(error, SpinupError) else str(error)
+        if isinstance(error.__cause__, _UncountedError):
+            own = f"model.{error.__cause__.name}"
+            text += f" when it is built: 'del {own}' if you set it; an algorithm sets what it counts in its constructor"
+        raise ConfigError(f"cannot save '{path}': {text}") from error
     for name, groups in _groups(agent._model).items():
         if groups != _groups(model)[name]:
             raise ConfigError(f"cannot save '{path}': {name} has other options than its constructor was given")
@@ -596,7 +608,7 @@ def _fill(model: BaseAlgorithm, manifest: Manifest, tensors: Tensors) -> None:
     known = _counters(model)
     for name, number in manifest.counters.items():
         if name not in known:
-            raise ModelFileError(f"{type(model).__name__} does not count {name!r}{nearest(name, known)}")
+            raise _UncountedError(f"{type(model).__name__} does not count {name!r}{nearest(name, known)}", name)
         setattr(model, name, number)
 
 
