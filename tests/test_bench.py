@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -104,6 +105,29 @@ def test_finished_runs_are_not_made_again(tmp_path: Path, in_process: list[str])
     assert np.isfinite(made.seconds).all()
     by_folder = results_of([first, second])
     assert [result.seed for result in by_folder[first.folder.parent]] == [0, 1]
+
+
+def test_a_finished_run_that_is_damaged_fails_alone(
+    tmp_path: Path, in_process: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"--set={key}={value}" for key, value in TINY.items() if key != "policy_kwargs"]
+    common = ["-n", "16", "--eval-every", "0", "--final-episodes", "1", *settings, "-f", str(tmp_path)]
+    assert main(["bench", "ppo", "CartPole-v1", "--seeds", "2", *common]) == 0
+    damaged = tmp_path / "ppo" / "CartPole-v1" / "seed0"
+    (damaged / "evaluation.json").unlink()
+    capsys.readouterr()
+    assert main(["bench", "ppo", "CartPole-v1", "--seeds", "3", *common]) == 1
+    assert len(in_process) == 3
+    captured = capsys.readouterr()
+    remedy = f"remove '{damaged}' to have the run made again"
+    told = f"{damaged / 'evaluation.json'}: cannot read the evaluation (No such file or directory); {remedy}"
+    assert captured.err.splitlines()[0] == f"error: ppo CartPole-v1 seed 0: {told}"
+    assert "2 of 3 runs finished" in captured.out
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["bench", "ppo", "CartPole-v1", "--seeds", "1,2", *common]) == 0
+    assert capsys.readouterr().err == f"warning: left out: {told}\n"
+    assert [result.seed for result in read_results(damaged.parent)] == [1, 2]
 
 
 def test_a_run_that_was_cut_short_begins_anew(tmp_path: Path, in_process: list[str]) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
@@ -163,7 +164,7 @@ def bench(
     :param ray: address of a Ray cluster to run on, ``auto`` for the one that this machine belongs to, ``local`` for one
         made for the purpose
     :param watch: is told every second how far things have come
-    :return: how runs ended, as they do; at first those that were finished already
+    :return: how runs ended, as they do; at first those that were finished already, which fail if they cannot be read
     :raises ConfigError: two runs have one folder, a folder holds a run of another configuration or is no run's, somebody
         else is at work, or ``folder`` cannot be written to
     """
@@ -182,7 +183,7 @@ def bench(
         waiting = []
         for cell in cells:
             if _is_finished(cell):
-                yield Outcome(cell, 0.0)
+                yield Outcome(cell, 0.0, _damage(cell.folder))
             else:
                 waiting.append(cell)
         names = {str(cell): cell for cell in waiting}
@@ -196,18 +197,32 @@ def bench(
 
 
 def results_of(cells: Sequence[Cell]) -> dict[Path, list[Result]]:
-    """Read the finished runs, and those of other seeds that were made alike before.
+    """Read the finished runs, and those of other seeds that were made alike before; one that is damaged is left out.
 
-    :param cells: which may be finished
+    :param cells: which may be finished; :func:`bench` tells of damage in them, and a warning of damage in others
     :return: results by the folder of algorithm, environment and variant
     """
+    own = {cell.folder for cell in cells}
     found: dict[Path, list[Result]] = {}
     for home, cell in {cell.folder.parent: cell for cell in cells}.items():
         for folder in sorted(home.glob("seed*")):
             seed = folder.name.removeprefix("seed")
-            if seed.isdecimal() and _is_alike(cell, folder, int(seed)):
+            if not (seed.isdecimal() and _is_alike(cell, folder, int(seed))):
+                continue
+            if not (damage := _damage(folder)):
                 found.setdefault(home, []).append(read_run(folder))
+            elif folder not in own:
+                warnings.warn(f"left out: {damage}", stacklevel=2)
     return found
+
+
+def _damage(folder: Path) -> str:
+    """Return what is wrong with the files of a finished run, and what to do, or ""."""
+    try:
+        read_run(folder)
+    except ConfigError as error:
+        return f"{error}; remove '{folder}' to have the run made again"
+    return ""
 
 
 def _is_alike(cell: Cell, folder: Path, seed: int) -> bool:
