@@ -90,6 +90,9 @@ CLASSES: dict[str, dict[str, str]] = {
 }
 """For each argument that takes a class, the classes that go by a short name."""
 
+_ZOO_LINEAR = re.compile(r"lin_([\d.]+(?:e[-+]?\d+)?)", re.IGNORECASE)
+"""How rl_zoo3 spells a linear schedule."""
+
 Where: TypeAlias = str | Locate
 """Names the place of a value in an error: one text for all of them, or a function from the path of keys to it."""
 
@@ -223,6 +226,8 @@ def check_value(name: str, value: Any, annotation: Any, where: str = "") -> Any:
         return checked if isinstance(checked, (int, float)) else candidate
     choices = [each for member in _members(annotation) if get_origin(member) is Literal for each in get_args(member)]
     hint = nearest(value, map(str, choices)) if isinstance(value, str) else ""
+    if isinstance(value, str) and (rate := _ZOO_LINEAR.fullmatch(value)) and any(map(_is_schedule, _members(annotation))):
+        hint = f", such as {{schedule: linear, initial: {rate[1]}}}"
     raise ConfigError(f"{_prefix(where)}{name}={value!r}: expected {describe_type(annotation)}{hint}")
 
 

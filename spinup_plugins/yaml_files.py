@@ -64,7 +64,8 @@ def load_yaml(path: str | Path) -> tuple[dict[str, Any], Locate]:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     data, locate = _parse(text, str(path))
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(data).__name__}")
+        found = "nothing" if data is None else type(data).__name__
+        raise ConfigError(f"{path}: expected a mapping of keys to values, found {found}")
     return data, locate
 
 
