@@ -293,6 +293,8 @@ def test_the_command(tmp_path: Path, in_process: list[str], capsys: pytest.Captu
         (["--seeds", "0,0"], "each once"),
         (["--vary", "gamma=3"], r"--vary gamma=3: expected KEY=[VALUE, …]"),
         (["--set", "gama=3"], "--set gama"),
+        (["--vary", "seed=[0,3]"], "--vary seed=[0,3]: runs over seeds are made by --seeds 0,3\n"),
+        (["--vary", "seed=[4]"], "made by --seeds 4,\n"),
         (["--vary", "gama=[3]"], "--vary gama: PPO has no argument 'gama'"),
     ):
         assert main(["bench", "ppo", "CartPole-v1", *arguments, *runs]) == 2

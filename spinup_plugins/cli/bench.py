@@ -187,6 +187,9 @@ def _lists(vary: Sequence[str]) -> dict[str, list[Any]]:
         values = parse_yaml(text, f"--vary {key}")
         if not key or not isinstance(values, list) or not values:
             raise ConfigError(f"--vary {item}: expected KEY=[VALUE, …]")
+        if key == "seed":
+            which = ",".join(map(str, values))
+            raise ConfigError(f"--vary {item}: runs over seeds are made by --seeds {which}{',' if len(values) == 1 else ''}")
         lists[key] = values
     return lists
 
