@@ -582,6 +582,8 @@ def test_published_agents_go_by_algorithm_and_environment(tmp_path: Path, monkey
         load_agent("sac", "ALE/Toy-v0")
     with pytest.raises(ConfigError, match="which environment"):
         load_agent("sac")
+    with pytest.raises(ConfigError, match=r"load_agent\(None\): expected the path of a file, or the name of an algo"):
+        load_agent(None)  # type: ignore[arg-type]
 
 
 # --- what cannot be saved ---------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ classes go by the short names of :data:`spinup_plugins.schema.CLASSES`, wrappers
 """
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -412,9 +413,11 @@ def load_agent(source: str | Path, env: str | None = None, *, device: th.device 
     :param device: device to put the policy on
     :raises ModelFileError: the file is missing (then also a ``FileNotFoundError``), damaged or not an agent's
     :raises UnknownNameError: there is no such algorithm, or no agent of it is published for the environment
-    :raises ConfigError: torch has no such device
+    :raises ConfigError: torch has no such device, or ``source`` is neither
     """
     torch_device(str(device))
+    if not isinstance(source, (str, os.PathLike)):
+        raise ConfigError(f"load_agent({source!r}): expected the path of a file, or the name of an algorithm with env=")
     path = Path(source)
     if isinstance(source, str) and not path.suffix and len(path.parts) == 1 and not path.is_file():
         if env is None:
