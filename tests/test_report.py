@@ -124,6 +124,31 @@ def test_folders_may_be_strings(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "index.html").is_file()
 
 
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    """Runs often lie on another disk; what is found twice is one run, named by no link if it lies there."""
+    for seed in (1, 2):
+        evaluations(tmp_path / "disk" / "ppo" / f"CartPole-v1_{seed}", [float(seed)])
+    evaluations(tmp_path / "disk" / "other", [9.0])
+    logs = tmp_path / "logs"
+    evaluations(logs / "td3" / "CartPole-v1_1", [3.0])
+    for link, target in (
+        *(("ppo", "disk/ppo"), ("latest", "logs/td3/CartPole-v1_1"), ("same", "disk/ppo/CartPole-v1_2")),
+        *(("up", ""), ("here", "logs"), ("dangling", "nowhere"), ("loop", "logs/loop")),
+    ):
+        (logs / link).symlink_to(tmp_path / target)
+    (tmp_path / "disk" / "ppo" / "back").symlink_to(logs)
+    (tmp_path / "disk" / "ppo" / "beside").symlink_to(tmp_path / "disk")
+    found = [(run.label, run.seed, run.final) for run in find_runs([logs])]
+    assert found == [("ppo", 1, 1.0), ("ppo", 2, 2.0), ("td3", 1, 3.0)]
+    assert len(find_runs([logs / "here"])) == 3
+    labels = {"mine": logs, "inner": logs / "ppo"}
+    assert [(run.label, run.final) for run in find_runs([], labels=labels)] == [("inner", 1.0), ("inner", 2.0), ("mine", 3.0)]
+    (chosen := tmp_path / "chosen").mkdir()
+    (chosen / "CartPole-v1_7").symlink_to(logs / "td3" / "CartPole-v1_1")
+    runs = find_runs([logs], labels={"best": chosen})
+    assert [(run.label, run.final) for run in runs] == [("best", 3.0), ("ppo", 1.0), ("ppo", 2.0)]
+
+
 def test_a_report_is_no_run(tmp_path: Path) -> None:
     """One is often written below the runs that it is of, and is not to be in the next one's way."""
     pytest.importorskip("matplotlib")

@@ -97,7 +97,7 @@ def find_runs(
     Runs of one label on one environment are seeds of the same thing. Ours are told apart by the settings in which they
     differ, and from others' of the same name by who wrote them.
 
-    :param folders: where to look, to any depth
+    :param folders: where to look, to any depth, also through links to folders
     :param labels: name for what is below a folder, which is looked into, too; before the algorithm if there are several
     :param window: training episodes that a monitor's returns are averaged over
     :param strict: raise for a file that cannot be used; otherwise it is passed over with a warning
@@ -117,8 +117,8 @@ def find_runs(
         if (other := named.setdefault(folder.resolve(), name)) != name:
             raise ConfigError(f"'{folder}' is labelled {other!r} already, and cannot be {name!r}, too")
     found: dict[Path, list[Found]] = {}
-    for top in wanted:
-        for folder, read in _scan(top):
+    for top in dict.fromkeys((*places.values(), *wanted)):  # what is labelled may be links to the others
+        for folder, read in _scanned(top):
             if folder.resolve() not in found:
                 found[folder.resolve()] = _tried(folder, read, window, strict)
     runs = [run for each in found.values() for run in each]
@@ -133,11 +133,21 @@ def find_runs(
 _Reader: TypeAlias = Callable[[Path, int], list[Found]]
 
 
-def _scan(folder: Path) -> Iterator[tuple[Path, _Reader]]:
-    """Find the folders that hold runs, and how to read them."""
+def _scanned(top: Path) -> Iterator[tuple[Path, _Reader]]:
+    """Find the folders that hold runs, and how to read them: first those that lie there, then those that links lead to."""
+    links, been = list[Path](), set[Path]()
+    yield from _scan(top, links, been)
+    for link in links:  # which grow
+        if link.resolve() not in been | _above(link) | set(link.parent.resolve().parents):  # all that leads back here
+            yield from _scan(link, links, been)
+
+
+def _scan(folder: Path, links: list[Path], been: set[Path]) -> Iterator[tuple[Path, _Reader]]:
+    """Do so for what lies there, and add links that lead to folders to ``links``, folders to ``been``."""
+    been.add(folder.resolve())
     entries = sorted(folder.iterdir())
     names = {entry.name for entry in entries if entry.is_file()}
-    below = [entry for entry in entries if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")]
+    below = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     if {CONFIG, STATUS} <= names:
         yield folder, _read_ours
         return
@@ -148,8 +158,15 @@ def _scan(folder: Path) -> Iterator[tuple[Path, _Reader]]:
         yield folder, _read_evaluations
     elif any(name.endswith(MONITOR) for name in names):
         yield folder, _read_monitors
+    links += [each for each in below if each.is_symlink()]
     for each in below:
-        yield from _scan(each)
+        if not each.is_symlink():
+            yield from _scan(each, links, been)
+
+
+def _above(path: Path) -> set[Path]:
+    """Return the folders on the way to a path, which need not be those above of what it leads to."""
+    return {each.resolve() for each in path.absolute().parents}
 
 
 def _tried(folder: Path, read: _Reader, window: int, strict: bool) -> list[Found]:
@@ -381,7 +398,8 @@ def _labelled(runs: Sequence[Found], labels: Mapping[str, Path]) -> list[Found]:
     named: dict[str, list[int]] = defaultdict(list)
     for i, run in enumerate(runs):
         own = run.folder.resolve()
-        name = next((name for path, name in places if own == path or path in own.parents), None)
+        around = {own, *own.parents} | _above(run.folder)
+        name = next((name for path, name in places if path in around), None)
         if name is not None:
             named[name].append(i)
     result = list(runs)
