@@ -115,7 +115,7 @@ def test_intervals_overlap_or_do_not() -> None:
     assert low.overlaps(high) is False
     assert Estimate.of(np.array([1.0])).overlaps(low) is None
     assert Estimate.of(np.array([2.0, 2.0])).interval == (2.0, 2.0)
-    assert str(Estimate(1234.5, (-5.25, 2000.0))) == "1,234 [-5.2, 2,000]"
+    assert str(Estimate(1234.5, (-5.25, 2000.0))) == "1,234 [-5.25, 2,000]"
 
 
 @pytest.fixture
