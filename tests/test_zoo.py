@@ -279,6 +279,12 @@ def test_the_page_is_made_of_the_results(
     assert str(zoo.parent) not in report, "whoever makes the page again gets the same"
 
 
+def test_no_file_of_the_zoo_is_too_large_for_the_repository() -> None:
+    sizes = {file: file.stat().st_size for file in paths.data_dir("zoo").rglob("*") if file.is_file()}
+    assert sizes
+    assert {file: size for file, size in sizes.items() if size > 5_000_000} == {}
+
+
 def test_goals(zoo: Path) -> None:
     assert goal(Entry("vpg", "HalfCheetah-v5")) == 900.0
     assert goal(Entry("ddpg", "HalfCheetah-v5")) == 4800.0, "the environment's own"
