@@ -91,6 +91,14 @@ def _zoo_file(spec: "AlgorithmSpec") -> Path:
     raise UnknownNameError(f"algorithm {spec.name!r} has no preset 'zoo'")
 
 
+def _is_by_environment(spec: "AlgorithmSpec", entries: Mapping[str, Any]) -> bool:
+    """Whether a file holds entries, of other environments, rather than one entry's own values."""
+    from spinup_plugins import schema
+
+    known = schema.constructor_parameters(spec.load()).keys() | RUN_KEYS.keys()
+    return bool(entries) and all(isinstance(each, Mapping) and key not in known for key, each in entries.items())
+
+
 def _entry(spec: "AlgorithmSpec", file: Path, env_id: str | None, *, alone: bool) -> dict[str, Any]:
     """Read and check the entry for ``env_id``.
 
@@ -103,11 +111,9 @@ def _entry(spec: "AlgorithmSpec", file: Path, env_id: str | None, *, alone: bool
     env_id = env_id.rpartition(":")[2] if env_id else ""
     listed = [*entries] if alone else _listed(entries)
     name = env_id if env_id in listed else "default"
-    known = schema.constructor_parameters(spec.load()).keys() | RUN_KEYS.keys()
-    by_environment = entries and all(isinstance(each, Mapping) and key not in known for key, each in entries.items())
     if name in entries:
         layers, place = extended(entries, name, locate)
-    elif alone and not by_environment:
+    elif alone and not _is_by_environment(spec, entries):
         layers, place = [entries], locate
     else:
         whom = f"environment {env_id!r}" if env_id else "an environment without an id"

@@ -183,7 +183,7 @@ def bench(
         waiting = []
         for cell in cells:
             if _is_finished(cell):
-                yield Outcome(cell, 0.0, _damage(cell.folder))
+                yield Outcome(cell, 0.0, _read(cell.folder)[1])
             else:
                 waiting.append(cell)
         names = {str(cell): cell for cell in waiting}
@@ -207,22 +207,21 @@ def results_of(cells: Sequence[Cell]) -> dict[Path, list[Result]]:
     for home, cell in {cell.folder.parent: cell for cell in cells}.items():
         for folder in sorted(home.glob("seed*")):
             seed = folder.name.removeprefix("seed")
-            if not (seed.isdecimal() and _is_alike(cell, folder, int(seed))):
-                continue
-            if not (damage := _damage(folder)):
-                found.setdefault(home, []).append(read_run(folder))
-            elif folder not in own:
-                warnings.warn(f"left out: {damage}", stacklevel=2)
+            if seed.isdecimal() and _is_alike(cell, folder, int(seed)):
+                result, damage = _read(folder)
+                if result is not None:
+                    found.setdefault(home, []).append(result)
+                elif folder not in own:
+                    warnings.warn(f"left out: {damage}", stacklevel=2)
     return found
 
 
-def _damage(folder: Path) -> str:
-    """Return what is wrong with the files of a finished run, and what to do, or ""."""
+def _read(folder: Path) -> tuple[Result | None, str]:
+    """Read a finished run; of a damaged one, return None and what is wrong with it and what to do."""
     try:
-        read_run(folder)
+        return read_run(folder), ""
     except ConfigError as error:
-        return f"{error}; remove '{folder}' to have the run made again"
-    return ""
+        return None, f"{error}; remove '{folder}' to have the run made again"
 
 
 def _is_alike(cell: Cell, folder: Path, seed: int) -> bool:
