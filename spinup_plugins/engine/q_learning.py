@@ -117,7 +117,7 @@ class ActorCritic:
         self.critic_targets = [MLP(part, self.critic_target_memory.part(i)) for i, (part, _) in enumerate(targets)]
 
     def _actor_shape(self, actor: Any) -> tuple[Shape, list[nn.Linear]]:
-        raise NotImplementedError
+        raise NotImplementedError  # the algorithm's own
 
     def workspace(self, batch: int) -> Workspace:
         """Return the arrays for this batch size, made once."""
@@ -133,7 +133,7 @@ class ActorCritic:
 
     def act(self, x: Floats, deterministic: bool) -> Floats:
         """Actions in [−1, 1], (N, A), for (N, in); may be overwritten by the next call."""
-        raise NotImplementedError
+        raise NotImplementedError  # the algorithm's own
 
     def predict(self, observation: Any, deterministic: bool) -> Any | None:
         """What ``policy.predict`` returns for one observation or a batch; ``None`` for what else it may take."""

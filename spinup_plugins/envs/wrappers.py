@@ -108,7 +108,7 @@ class _BoxObservation(gym.ObservationWrapper[Any, Any, Any], RecordConstructorAr
 
     def changed(self, array: Array) -> Array:
         """Return what takes the place of ``array``."""
-        raise NotImplementedError
+        raise NotImplementedError  # each wrapper's own
 
 
 class MaskObservation(_BoxObservation):
